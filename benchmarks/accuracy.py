@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py [mlp] [cnn] [few] [--out accuracy] [--models 750] [--small]
     python benchmarks/accuracy.py lm [--out accuracy] [--models 160] [--repeats 2] [--seed 0]
-        [--parts stores bits peers memory] [--small]
+        [--parts stores last bits peers memory] [--small]
 
 Digits of scikit-learn, 1,297 to train on and 500 to ask about. The truth is the margin of models that
 were trained on random halves: ``mlp`` (26,122 parameters) and ``cnn`` (13,706) on all train rows, and

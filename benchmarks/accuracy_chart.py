@@ -52,6 +52,7 @@ SERIES = {
     "trak_scores": "a projection for each epoch",
     "trak_scores, scale, 4 draws": "scaled, 4 draws of labels",
     "trak_scores, scale, 8 draws": "scaled, 8 draws",
+    "trak_scores, scale, 8 draws, threshold": "scaled, 8 draws, soft threshold",
     "trak_scores, scale, 8 draws, 8 bits": "scaled, 8 draws, 8 bits a number",
     "traker": "traker",
     "dattri": "dattri, TRAK",
@@ -60,6 +61,7 @@ SIZES = {"small": "116,544 parameters", "large": "229,952 parameters"}
 # Scores of whole gradients, as levels.
 LEVELS = {
     "EK-FAC, damping 0.001": "EK-FAC",
+    "EK-FAC, damping 0.001, threshold": "EK-FAC, soft threshold",
     "scaled, kernel, 4 draws, c = 0.01": "whole gradients, scaled, 4 draws",
 }
 
@@ -74,7 +76,7 @@ def draw_language(found: Lines, path: Path) -> None:
         stored = [one for one in own if "bytes" in one and one["checkpoints"] != 1]
         for number, name in enumerate(SERIES):
             curve(axes, [one for one in stored if one["name"] == name], number)
-        for style, (name, label) in zip(("--", ":"), LEVELS.items(), strict=True):
+        for style, (name, label) in zip(("--", "-.", ":"), LEVELS.items(), strict=True):
             for one in own:
                 if one["name"] == name and one["table"].startswith("dense x"):
                     axes.axhline(one["lds"], ls=style, color="0.3", label=f"{label}, not stored")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,45 @@ from torch.utils.data import TensorDataset
 
 import trakstore as ts
 from trakstore.attributors import unprojected_scores
-from trakstore.evaluation.lds import LDS, lds
+from trakstore.evaluation.lds import LDS, lds, lds_difference
 from trakstore.features import Job, featurize_job
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 
 DRAWS, FEWER = 8, 4
+SPREAD = 0.6745  # median of the absolute values of a standard normal distribution
+
+
+def soft_thresholded(scores: Any) -> NDArray[np.float64]:
+    """Move scores (target, train) towards 0 as ``soft_threshold="auto"`` does, by others too.
+
+    A target has little to do with most documents, so that most of its scores are noise: the median of
+    their absolute values tells the standard deviation of it, however large the few others are.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    threshold = np.median(np.abs(x), axis=1, keepdims=True) / SPREAD
+    return x - np.clip(x, -threshold, threshold)
+
+
+class BothLines:
+    """Lines of scores as they are, each with one of the same scores after a soft threshold."""
+
+    def __init__(self, ground: LanguageGround) -> None:
+        self.plain, self.soft = Lines(ground), Lines(ground)
+
+    @property
+    def found(self) -> list[dict[str, Any]]:
+        return [*self.plain.found, *self.soft.found]
+
+    def compare_anew(self) -> None:
+        """Compare the lines that follow with the next one."""
+        self.plain.default = self.soft.default = None
+
+    def add(self, table: str, name: str, scores: Any, **more: Any) -> None:
+        plain = self.plain.add(table, name, scores, **more)
+        soft = self.soft.add(table, f"{name}, threshold", soft_thresholded(scores), **more)
+        gain = lds_difference(soft, plain)
+        self.soft.found[-1] |= {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
+        print(f"{'':19}by the threshold {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
 
 
 @dataclass
@@ -99,43 +133,48 @@ def bytes_of_row(store: ts.FeatureStore, checkpoints: int) -> int:
     return checkpoints * width * np.dtype(store.spec.dtype).itemsize
 
 
-def from_stores(ground: LanguageGround, lines: Lines, small: bool) -> None:
-    """Scores of the library from checkpoints of one training: all of them, and the last alone."""
+def from_stores(ground: LanguageGround, lines: BothLines, small: bool, last: int = 0) -> None:
+    """Scores of the library from the last checkpoints of one training, or from all of them (0)."""
     moments = ground.truth.moments[max(ground.truth.moments)]
     for dim in (64,) if small else (2048, 8192):
-        lines.default = None  # the first line is what the others of this size are compared with
+        lines.compare_anew()
         plain = ground.store(dim)
         own_plain = ground.store(dim, "-own-plain", per_epoch=True)
         of_samples = ground.store(dim, "-samples", scale="samples", sampled=FEWER)
         fewer = ground.best(dim, FEWER)
         own = ground.best(dim)
         of_adam = ground.store(dim, "-adam", scale=moments)
-        for count in (len(plain.epochs), 1):
-            of: Any = {"epochs": list(plain.epochs)[-count:]}
-            scores = {
-                "trak_scores, one projection": ts.trak_scores(plain, **of),
-                "trak_scores": ts.trak_scores(own_plain, **of),
-                f"trak_scores, scale, {FEWER} draws": ts.trak_scores(fewer, **of),
-                f"trak_scores, scale, {DRAWS} draws": ts.trak_scores(own, **of),
-                f"influence_scores, scale, {DRAWS} draws": ts.influence_scores(own, **of),
-                "influence_scores": ts.influence_scores(plain, **of),
-                "grad_dot_scores": ts.grad_dot_scores(plain, **of),
-                "grad_cos_scores": ts.grad_cos_scores(plain, **of),
-                "trak_scores, scale of Adam": ts.trak_scores(of_adam, **of),
-                "trak_scores, scale": ts.trak_scores(of_samples, kernel="train", **of),
-                "grad_dot_scores, scale": ts.grad_dot_scores(of_samples, **of),
-            }
-            for c in (0.03, 0.1, 0.3, 1.0):
-                cases = (("", own, DRAWS), (", one projection", of_samples, FEWER))
-                for name, store, draws in cases:
-                    one = ts.trak_scores(store, damping=c, kernel="sampled", **of)
-                    scores[f"trak_scores, scale, {draws} draws, c = {c}{name}"] = one
-            size = bytes_of_row(plain, count)
-            for name, one in scores.items():
-                lines.add(f"{dim} x {count}", name, one, bytes=size, checkpoints=count)
+        used = list(plain.epochs)[-last:]
+        of: Any = {"epochs": used}
+        scores = {
+            "trak_scores, one projection": ts.trak_scores(plain, **of),
+            "trak_scores": ts.trak_scores(own_plain, **of),
+            f"trak_scores, scale, {FEWER} draws": ts.trak_scores(fewer, **of),
+            f"trak_scores, scale, {DRAWS} draws": ts.trak_scores(own, **of),
+            f"influence_scores, scale, {DRAWS} draws": ts.influence_scores(own, **of),
+            "influence_scores": ts.influence_scores(plain, **of),
+            "grad_dot_scores": ts.grad_dot_scores(plain, **of),
+            "grad_cos_scores": ts.grad_cos_scores(plain, **of),
+            "trak_scores, scale of Adam": ts.trak_scores(of_adam, **of),
+            "trak_scores, scale": ts.trak_scores(of_samples, kernel="train", **of),
+            "grad_dot_scores, scale": ts.grad_dot_scores(of_samples, **of),
+        }
+        name = f"trak_scores, scale, {FEWER} draws, one projection"
+        scores[name] = ts.trak_scores(of_samples, kernel="sampled", **of)
+        for c in (0.03, 0.3, 1.0):
+            name = f"trak_scores, scale, {DRAWS} draws, c = {c}"
+            scores[name] = ts.trak_scores(own, damping=c, **of)
+        size = bytes_of_row(plain, len(used))
+        for name, one in scores.items():
+            lines.add(f"{dim} x {len(used)}", name, one, bytes=size, checkpoints=len(used))
 
 
-def in_eight_bits(ground: LanguageGround, lines: Lines, small: bool) -> None:
+def from_the_last(ground: LanguageGround, lines: BothLines, small: bool) -> None:
+    """Scores of the library from the last checkpoint alone."""
+    from_stores(ground, lines, small, last=1)
+
+
+def in_eight_bits(ground: LanguageGround, lines: BothLines, small: bool) -> None:
     """Scores of all checkpoints from rows of 8 bits: more numbers in the same bytes."""
     for dim in (64,) if small else (8192, 16384):
         store = ground.best(dim, dtype="int8")
@@ -146,7 +185,7 @@ def in_eight_bits(ground: LanguageGround, lines: Lines, small: bool) -> None:
             lines.add(f"{dim} x {count}", name, one, bytes=size, checkpoints=count)
 
 
-def by_others(ground: LanguageGround, lines: Lines, small: bool) -> None:
+def by_others(ground: LanguageGround, lines: BothLines, small: bool) -> None:
     """Scores by other libraries, where they can be imported, and ours of whole gradients by a store."""
     states, make = list(ground.truth.states.values()), ground.recipe.model
     # Dense signs of more numbers take a minute for each batch on one core.
@@ -169,8 +208,11 @@ def by_others(ground: LanguageGround, lines: Lines, small: bool) -> None:
         lines.add("whole", f"unprojected_scores, {steps} iterations, {dim} numbers stored", found)
 
 
-def in_memory(ground: LanguageGround, lines: Lines, small: bool) -> None:
-    """Scores of whole gradients: means over checkpoints, and of each checkpoint alone."""
+def in_memory(ground: LanguageGround, lines: BothLines, small: bool) -> None:
+    """Scores of whole gradients, beside the library's: means over checkpoints, and of each alone."""
+    dim = 64 if small else 8192
+    ours = ts.trak_scores(ground.best(dim))
+    lines.add("whole", f"trak_scores, scale, {DRAWS} draws, {dim} numbers stored", ours)
     text, made = ground.truth.text, []
     train, target = torch.from_numpy(text.train), torch.from_numpy(text.target)
     for number, state in enumerate(ground.truth.states.values()):
@@ -182,11 +224,17 @@ def in_memory(ground: LanguageGround, lines: Lines, small: bool) -> None:
         scores: list[NDArray[np.float64]] = [one[name] for one in made]
         lines.add(f"dense x {len(made)}", name, np.mean(scores, axis=0))
         for epoch, one in zip(ground.truth.states, scores, strict=True):
-            lines.add(f"dense, {epoch}", name, one)
+            lines.plain.add(f"dense, {epoch}", name, one)
 
 
 # What is told of a model, by the name that chooses it.
-PARTS = {"stores": from_stores, "bits": in_eight_bits, "peers": by_others, "memory": in_memory}
+PARTS: dict[str, Callable[[LanguageGround, BothLines, bool], None]] = {
+    "stores": from_stores,
+    "last": from_the_last,
+    "bits": in_eight_bits,
+    "peers": by_others,
+    "memory": in_memory,
+}
 
 
 def language(
@@ -202,7 +250,7 @@ def language(
         print(f"{kind}: {len(ground.truth.subsets)} models; losses of two models of one half "
               f"correlate by {alone:.3f}, which allows an LDS of {attainable:.3f}")  # fmt: skip
         for part in parts:
-            lines = Lines(ground)
+            lines = BothLines(ground)
             PARTS[part](ground, lines, small)
             found = [one for one in found if (one["model"], one.get("part")) != (kind, part)]
             found += [one | {"part": part} for one in lines.found]

@@ -22,7 +22,8 @@ class Lines:
         self.ground, self.found = ground, []  # type: ignore[var-annotated]
         self.default: LDS | None = None
 
-    def add(self, table: str, name: str, scores: Any, **more: Any) -> None:
+    def add(self, table: str, name: str, scores: Any, **more: Any) -> LDS:
+        """Judge and print scores, and return their LDS."""
         one = self.ground.judged(scores)
         self.default = self.default or one
         apart = lds_difference(one, self.default)
@@ -35,3 +36,4 @@ class Lines:
             f"  {apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]",
             flush=True,
         )
+        return one

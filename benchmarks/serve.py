@@ -1,10 +1,14 @@
-"""What the service takes when many ask at once: latencies, errors and memory.
+"""What the service takes to start, and when many ask at once: latencies, errors and memory.
 
     python benchmarks/serve.py [--clients 200] [--seconds 60] [--store run.zarr --job jobs.py:name]
+    python benchmarks/serve.py --starts 5
 
-A service in a process of its own, by default on the demo's digits, is asked by many clients at once,
-each of which asks again when it has its answer: three times of four about a sample of the store, else
-about a new image. Every answer is compared with the first one to the same question.
+With --starts it is started some times, and asked once each time: the processor time until then is told,
+as other processes do not change that much, and the time on the clock.
+
+Else a service in a process of its own, by default on the demo's digits, is asked by many clients at
+once, each of which asks again when it has its answer: three times of four about a sample of the store,
+else about a new image. Every answer is compared with the first one to the same question.
 """
 
 from __future__ import annotations
@@ -37,6 +41,32 @@ def start(store: Path, job: str) -> tuple[subprocess.Popen[str], str]:
     if not line:
         raise SystemExit(f"the service ended with {process.wait()}")
     return process, json.loads(line)["address"]
+
+
+def processor_seconds(process: int) -> float:
+    """Processor time that a process has taken so far."""
+    # Behind the name, which may hold blanks, fields 14 and 15 are ticks of user and system time.
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def first_answers(count: int, store: Path, job: str) -> str:
+    """Start a service some times; return a line on the time until each has answered once."""
+    took = []
+    for _ in range(count):
+        began = time.monotonic()
+        process, address = start(store, job)
+        try:
+            httpx.post(f"{address}/query", json={"target": "@0"}, timeout=120).raise_for_status()
+            took.append((processor_seconds(process.pid), time.monotonic() - began))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+    processor, clock = np.median(took, axis=0)
+    return (
+        f"first answer after {processor:.1f} s of processor time, {clock:.1f} s on the clock "
+        f"(medians of {count})"
+    )
 
 
 def made_store(folder: Path) -> Path:
@@ -108,10 +138,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--job", default="trakstore.cli.demo:digits")
+    parser.add_argument("--starts", type=int, help="only start it, so many times")
     parser.add_argument("--only-stored", action="store_true", help="no new images")
     o = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        process, address = start(o.store or made_store(Path(folder)), o.job)
+        store = o.store or made_store(Path(folder))
+        if o.starts:
+            print(first_answers(o.starts, store, o.job))
+            return
+        process, address = start(store, o.job)
         try:
             asking = Asking(address, questions(not o.only_stored))
             # Each thread has its buffers once it has answered.

@@ -41,6 +41,12 @@ CALLS: dict[str, tuple[Call, str]] = {
     ),
     "k": (lambda s: ts.top_k(ts.trak_scores(s), 2.5), r"k must be in 1..12 .*got 2.5"),  # type: ignore[arg-type]
     "matrix": (lambda _: ts.top_k(np.ones((3, 4)), 2), "needed Scores, .* got ndarray"),
+    "index of nothing": (lambda _: ts.open_index(None), "needed Scores, .* got NoneType"),  # type: ignore[arg-type]
+    "index of a store": (lambda s: ts.open_index(s), "needed Scores, .* got FeatureStore"),  # type: ignore[arg-type]
+    "index of a matrix": (
+        lambda s: ts.open_index(ts.trak_scores(s).to_xarray()),  # type: ignore[arg-type]
+        "needed Scores, .* got DataArray",
+    ),
     "saved": (lambda s: ts.save_scores(np.ones((3, 12)), s, "a"), "needed Scores, .* got ndarray"),
     "dim": (lambda _: ts.ProjectionSpec("sjlt", dim=2.5), "dim must be an integer .* got 2.5"),
     "seed": (lambda _: ts.ProjectionSpec("sjlt", dim=2, seed="a"), "seed must be .* got 'a'"),
@@ -70,6 +76,46 @@ CALLS: dict[str, tuple[Call, str]] = {
         lambda _: ts.trak_scores_of_arrays(np.eye(3), np.eye(3), gram_dtype="f8"),
         "float32 or float64, got 'f8'",
     ),
+    **{
+        f"damping of a query {value}": (
+            lambda s, value=value: ts.Query(s, damping=value),
+            f"damping must be a finite number >= 0, got {value}",
+        )
+        for value in (-1, True)
+    },
+    "kernel of a query": (
+        lambda s: ts.Query(s, method="grad-dot", kernel="x"),  # type: ignore[arg-type]
+        "kernel must be 'train', 'sampled' or None, got 'x'",
+    ),
+    "index of a query": (
+        lambda s: ts.Query(s, index="no"),  # type: ignore[arg-type]
+        "index must be True or False, got 'no'",
+    ),
+    "epoch of a question": (
+        lambda s: ts.Query(s).ask(target=0, epochs=1.0),  # type: ignore[arg-type]
+        "an epoch is a non-negative integer .* got 1.0",
+    ),
+    **{
+        f"method of a question {value}": (
+            lambda s, value=value: ts.Query(s).ask(target=0, method=value),
+            rf"method must be a name, such as 'trak', got {re.escape(repr(value))}",
+        )
+        for value in (1, True, [])
+    },
+    **{
+        f"tokens of a question {value}": (
+            lambda s, value=value: ts.Query(s).ask(target=0, tokens=value),
+            f"tokens must be an integer from 0 to 20, got {value}",
+        )
+        for value in (False, None)
+    },
+    **{
+        f"rows of a column {key}": (
+            lambda s, key=key: s.split(0, "train").column("features")[key],
+            rf"0/train/features takes a row or a slice of rows, got {re.escape(repr(key))}",
+        )
+        for key in ([3, 1], [True], True, ..., None, 1.0)
+    },
     "damping twice": (lambda _: ts.Damping(1.0, absolute=1.0), "got both: 1.0 and 1.0"),
     "no damping": (
         lambda s: ts.whitened_cos_scores(s, damping=None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,13 @@ def test_a_service_is_asked_by_many() -> None:
     lines = run("serve.py", "--clients", "8", "--seconds", "2")
     assert "errors {}" in lines[1]
     assert lines[2].startswith("latency p50") and lines[3].endswith("exit code 0")
+
+
+def test_the_start_of_a_service_is_told() -> None:
+    (line,) = run("serve.py", "--starts", "1")
+    assert re.fullmatch(
+        r"first answer after \d+\.\d s of processor time, .* \(medians of 1\)", line
+    )
 
 
 def test_planted_noise_is_looked_for() -> None:

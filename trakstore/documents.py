@@ -142,14 +142,14 @@ def whole(least: int = 0, most: int = MOST) -> Check:
     return Check(f"a whole number {bounds}", read)
 
 
-def number() -> Check:
+def number(least: float = -math.inf) -> Check:
     """A finite number."""
 
     def read(value: Any, _: str) -> float:
-        _need(type(value) in (int, float) and math.isfinite(value))
+        _need(type(value) in (int, float) and math.isfinite(value) and value >= least)
         return float(value)
 
-    return Check("a finite number", read)
+    return Check("a finite number" + ("" if least == -math.inf else f" >= {least:g}"), read)
 
 
 def text(pattern: re.Pattern[str] | None = None) -> Check:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import llvmlite.binding
 import numba
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -31,3 +33,15 @@ def _compiled(function: _Function, fastmath: bool | set[str]) -> _Function:
         return cast("_Function", compiler(cache=True)(function))
     except RuntimeError:  # there is nowhere to keep the machine code
         return cast("_Function", compiler()(function))
+
+
+def has_x86_feature(name: str) -> bool:
+    """Tell whether numba compiles for an x86 processor of 64 bits with a feature, as LLVM names it."""
+    chosen: Any = numba.core.config
+    if chosen.DISABLE_JIT or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another processor than this one. Where it has no
+    # such instruction, the call of a function is compiled that is nowhere: the process would end.
+    if chosen.CPU_FEATURES is not None:
+        return f"+{name}" in chosen.CPU_FEATURES.split(",")
+    return bool(llvmlite.binding.get_host_cpu_features().get(name, False))

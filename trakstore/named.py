@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
@@ -48,8 +49,19 @@ def load_named(name: str, what: str) -> Any:
     module = _import_file(Path(source), what) if file else _import_module(source, what)
     if not hasattr(module, attribute):
         public = [one for one in vars(module) if not one.startswith("_")]
+        # What the file makes itself before what it imports: a job is made of imported things.
+        public.sort(key=lambda one: _is_imported(vars(module)[one], module))
         raise NotFoundError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
     return getattr(module, attribute)
+
+
+def _is_imported(value: Any, module: ModuleType) -> bool:
+    """Tell whether a value of a module is another module, or was defined in one."""
+    if isinstance(value, ModuleType):
+        return True
+    # Instances are not asked: theirs is the module of their class.
+    defined = isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__"))
+    return defined and getattr(value, "__module__", None) != module.__name__
 
 
 def needs_arguments(function: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.stats import kstest, rankdata
 
 from trakstore.analysis.changepoint import change_point
 from trakstore.analysis.transition import Transition, transition
-from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.errors import MemoryLimitError, SpecMismatchError, TrakStoreError
 from trakstore.passes.rows import ArrayRows
 from trakstore.scores.factored import Scores
 from trakstore.scores.moments import row_moments
@@ -189,3 +190,18 @@ def test_it_prints_in_a_line() -> None:
     assert shown == (
         "<Transition of 1,234 samples, rank, 2 null pairs; gained 0, 1, 2, 3, 4; lost a, b>"
     )
+
+
+def test_scores_of_other_samples_have_no_transition() -> None:
+    rng = np.random.default_rng(5)
+    a, b = noise(rng, np.zeros((3, 6))), noise(rng, np.zeros((3, 6)))
+    turned = replace(b, train_ids=ArrayRows(np.array([0, 10, 30, 20, 40, 50])))
+    with pytest.raises(
+        SpecMismatchError, match=r"scores 2 have train row 2 of sample 30, .* train 20"
+    ):
+        transition(a, turned, k=2)
+    others = replace(b, target_ids=ArrayRows(np.array([0, 1, 7])))
+    with pytest.raises(
+        SpecMismatchError, match=r"scores 4 have target row 2 of sample 7, .* target 2"
+    ):
+        transition(a, b, [(a, others)], k=2)

@@ -49,6 +49,43 @@ def test_the_split_is_fixed() -> None:
         assert data[split].images.max() == 1
 
 
+def test_the_digits_are_those_that_scikit_learn_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_digits
+
+    from trakstore.cli import demo
+
+    wanted = np.column_stack(load_digits(return_X_y=True))
+    np.testing.assert_array_equal(demo._digits_table(), wanted)
+    # Another release may keep the file elsewhere.
+    monkeypatch.setattr(demo, "_DIGITS", "nowhere.csv")
+    np.testing.assert_array_equal(demo._digits_table(), wanted)
+
+
+def test_training_takes_the_steps_of_torch_and_imports_no_compiler() -> None:
+    pytest.importorskip("sklearn")
+    code = """
+import sys, torch
+from trakstore.cli import demo
+job = demo.digits()
+heavy = {"torch._dynamo", "sklearn", "scipy.stats", "matplotlib", "distributed"} & set(sys.modules)
+assert not heavy, heavy
+with demo._reproducible():
+    model = demo._network()
+    optimizer = torch.optim.SGD(model.parameters(), demo.LEARNING_RATE, momentum=demo.MOMENTUM)
+    images, labels = job.datasets["train"].tensors
+    for epoch in range(2):
+        for rows in torch.randperm(len(images)).split(demo.BATCH):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+for name, one in model.state_dict().items():
+    assert torch.equal(one, job.checkpoints[2][name]), name
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_training_gives_the_same_bits_whatever_the_threads() -> None:
     pytest.importorskip("sklearn")
     import torch

@@ -15,7 +15,7 @@ import pytest
 
 import trakstore as ts
 from trakstore.cli.narrowed_job import of_last_layers
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.features import load_job
 
 
@@ -244,3 +244,10 @@ def test_a_model_is_shared_by_ranks_that_torchrun_started(
     assert ran.code == 2
     assert "--tp divides the layers of a model that --fsdp shards" in ran.error
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_names_of_a_file_begin_with_what_it_makes_itself(tmp_path: Path) -> None:
+    made = "".join(f"import json as j{i}\nfrom pathlib import Path as P{i}\n" for i in range(8))
+    (tmp_path / "jobs.py").write_text(f"{made}def digits(): ...\nsize = 3\n")
+    with pytest.raises(NotFoundError, match="there are digits, size, j0, P0, j1"):
+        load_job(f"{tmp_path / 'jobs.py'}:nope")

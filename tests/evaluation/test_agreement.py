@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.stats import spearmanr
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.evaluation.agreement import stability
+from trakstore.passes.rows import ArrayRows, PositionRows, Rows
+from trakstore.scores.factored import Scores
+from trakstore.scores.parts import Part
 
 
 def test_equal_runs_agree_and_opposite_ones_do_not() -> None:
@@ -36,3 +42,43 @@ def test_what_cannot_be_compared() -> None:
         stability([scores, scores[:1]])
     with pytest.raises(TrakStoreError, match="top_k must be in"):
         stability([scores, scores], top_k=6)
+
+
+def scores_with(matrix: Any, train_ids: Rows) -> Scores:
+    """Scores that are this matrix, of targets 0, 1, ... and these train rows."""
+    target = np.eye(len(matrix), dtype=np.float32)
+    part = Part(0, ArrayRows(target), ArrayRows(matrix.T.astype(np.float32)))
+    return Scores("given", (part,), ArrayRows(np.arange(len(matrix))), train_ids)
+
+
+def test_runs_over_other_samples_are_refused() -> None:
+    matrix = np.random.default_rng(2).normal(size=(3, 8))
+    names, order = np.array(list("abcdefgh"), dtype=np.dtypes.StringDType()), np.arange(8)[::-1]
+    run, again = scores_with(matrix, ArrayRows(names)), scores_with(matrix, ArrayRows(names.copy()))
+    assert stability([run, again], top_k=2)["spearman"] == pytest.approx(1)
+    turned = scores_with(matrix[:, order], ArrayRows(names[order]))
+    with pytest.raises(
+        SpecMismatchError, match=r"scores 3 have train row 0 of sample 'h', .* 'a' there"
+    ):
+        stability([run, again, turned], top_k=2)
+    numbered = scores_with(matrix, ArrayRows(np.arange(8)))
+    with pytest.raises(
+        SpecMismatchError, match=r"scores 2 have train row 0 of sample 0, .* 'a' there"
+    ):
+        stability([run, numbered], top_k=2)
+    # Positions and plain arrays name no sample.
+    unnamed = scores_with(matrix, PositionRows(8))
+    assert stability([run, unnamed, matrix], top_k=2)["spearman"] == pytest.approx(1)
+
+
+def test_ids_of_data_arrays_count() -> None:
+    matrix, dims = np.random.default_rng(3).normal(size=(2, 4)), ("target", "train")
+    runs = [
+        xr.DataArray(matrix, dims=dims, coords={"train_id": ("train", ids)})
+        for ids in ([1, 2, 3, 4], [1, 2, 4, 3])
+    ]
+    assert stability([runs[0], runs[0]], top_k=2)["jaccard"] == 1
+    with pytest.raises(
+        SpecMismatchError, match=r"scores 2 have train row 2 of sample 4, .* 3 there"
+    ):
+        stability(runs, top_k=2)

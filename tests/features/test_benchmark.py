@@ -9,6 +9,15 @@ from pathlib import Path
 
 import pytest
 
+# Launches of a batch of the small models, beside those of their own forward and half backward passes:
+# of sjlt and kronecker. A launch that comes back in a step is seen here.
+MOST = {
+    "Llama-like, batch 8 x 512, bfloat16": (24, 35),
+    "GPT-2-like, batch 16 x 512, bfloat16": (86, 104),
+    "GPT-2-like, batch 16 x 512, float32": (89, 102),
+    "ResNet-18, batch 64, float32": (84, 71),
+    "ResNet-18, batch 64, bfloat16": (55, 109),
+}
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "featurize.py"
 
 
@@ -38,8 +47,8 @@ def test_the_benchmark_of_counts_runs_small(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "are not in this" not in done.stdout, "every parameter was counted"
     cases = json.loads(kept.read_text())
-    assert len(cases) == 5
-    for case in cases.values():
-        for kind in ("sjlt", "kronecker"):
-            assert case[kind]["launches"] > case["half"]["launches"]
+    assert cases.keys() == MOST.keys()
+    for name, case in cases.items():
+        for kind, most in zip(("sjlt", "kronecker"), MOST[name], strict=True):
+            assert 0 < case[kind]["launches"] - case["half"]["launches"] <= most
             assert case[kind]["bytes"] > case["half"]["bytes"]

@@ -218,6 +218,24 @@ def test_rows_of_other_samples_make_no_kernel(tmp_path: Path) -> None:
         ts.trak_scores(ts.open_store(where), kernel="sampled")
 
 
+def test_drawn_rows_with_other_ids_say_which_ids_they_need(tmp_path: Path) -> None:
+    model, where = mlp(), tmp_path / "s.zarr"
+    options = {"projector": ts.ProjectionSpec("sjlt", dim=16), "progress": False}
+    names = [f"n{at}" for at in range(12)]
+    featurize(model, Samples(12), where, split="train", ids=names, **options)
+    featurize(model, Samples(12), where, split="test", **options)
+    featurize(model, Samples(12), where, labels="sampled", draws=2, **options)
+    store = ts.open_store(where)
+    with pytest.raises(
+        SpecMismatchError, match=r"with the ids of train \(ids=\), whose first is 'n0'.* '0~0'"
+    ):
+        ts.trak_scores(store, kernel="sampled")
+    # And with these ids it is one of its kernels.
+    store.drop(0, "train~sampled")
+    featurize(model, Samples(12), where, labels="sampled", draws=2, ids=names, **options)
+    assert ts.trak_scores(ts.open_store(where), kernel="sampled").shape == (12, 12)
+
+
 class Narrow(nn.Module):
     """A model that has no memory for more than four samples."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from trakstore.features.layers import convolution
 from trakstore.features.projectors import Outer, make_projector
 from trakstore.features.projectors.kronecker import _multiplied
 from trakstore.features.projectors.products import Side, aligned, low_dtype, times, wide_bmm
@@ -81,3 +83,15 @@ def test_a_unit_is_multiplied_with_the_product(positions: int) -> None:
     left, right = torch.randn(2, 4, positions), torch.randn(2, positions, 5)
     for unit in (1.0, 0.25):
         torch.testing.assert_close(_multiplied(left, right, unit), left @ right * unit)
+
+
+def test_a_convolution_of_one_side_is_padded_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU no padded copy is made; on the CPU it is, so that features keep their last bits."""
+    shape = convolution.Geometry((3, 3), (2, 1), (1, 2), (1, 2), (1, 1), 1)
+    layer = convolution.Convolution(torch.zeros(2, 4, 8, 9), None, None, shape)
+    x, matrix = torch.randn(2, 1, 4, 8, 9), torch.randn(36, 5)
+    expected = shape.unfolded(x[:, 0]) @ matrix
+    torch.testing.assert_close(layer._filtered(x, 0, 2, matrix), expected, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(F, "pad", lambda *_: pytest.fail("a padded copy is made"))
+    on_gpu = layer._filtered(x.to("meta"), 0, 2, matrix.to("meta"))
+    assert on_gpu.shape == expected.shape

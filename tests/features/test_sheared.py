@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 from unittest import mock
 
@@ -50,17 +51,24 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=generator).to(dtype)
 
 
-def of_rows(projector: SJLT, first: int, last: int, device: torch.device = DEVICE) -> Sheared:
-    return projector._sheared_rows_of("w", first, last, device)
+def of_rows(
+    projector: SJLT, first: int, last: int, device: torch.device = DEVICE, in_turn: int = 1
+) -> Sheared:
+    return projector._sheared_rows_of("w", first, last, device, in_turn)
 
 
 def added(
-    projector: SJLT, left: torch.Tensor, right: torch.Tensor, first: int, dtype: torch.dtype
+    projector: SJLT,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    first: int,
+    dtype: torch.dtype,
+    in_turn: int = 1,
 ) -> np.ndarray[Any, Any]:
     left, right = left.to(DEVICE), right.to(DEVICE)
     outer = Outer("w", left, lambda a, b: right[a:b], right.shape[1], right.shape[2], first)
     out = torch.ones(len(left), projector.dim, device=DEVICE)
-    table = of_rows(projector, first, first + left.shape[2])
+    table = of_rows(projector, first, first + left.shape[2], DEVICE, in_turn)
     waiting = WaitingWindows(WindowLists(projector.dim, projector.spec.s**-0.5))
     waiting.add(out, outer, table, dtype)
     waiting.finish()
@@ -92,6 +100,37 @@ def test_a_product_is_sketched_as_its_definition_says(
     assert np.abs(got - expected).max() <= allowed * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_turn", [2, 3, 4])
+def test_tiles_in_turn_write_each_feature_once(in_turn: int, dtype: torch.dtype) -> None:
+    """Of a run of five tiles, the last of which is not whole, and one of two."""
+    spec, shape = ProjectionSpec("sjlt", dim=600), (30, 800)
+    left, right = draw(2, 4, 30, dtype=dtype), draw(2, 4, 800, dtype=dtype)
+    projector = SJLT(spec, ParameterSpec((("w", shape),)))
+    got = added(projector, left, right, 0, dtype, in_turn)
+    g = (left.double().mT @ right.double()).flatten(1).numpy()
+    expected = g @ reference.matrix(spec, {"w": shape})
+    allowed = 1e-5 if dtype == torch.float32 or not GPU else float(torch.finfo(dtype).eps)
+    assert np.abs(got - expected).max() <= allowed * np.abs(expected).max()
+    alone, starts = (of_rows(projector, 0, 30, CPU, n).starts >= 0 for n in (1, in_turn))
+    # Two halves for each tile alone; in turn one for each, and one more for each program.
+    five, two = alone[4].sum(), alone[0].sum() - alone[4].sum()
+    assert alone.sum() == 10 * five + 4 * two
+    assert starts.sum() == five * (5 + -(-5 // in_turn)) + two * (2 + -(-2 // in_turn))
+
+
+def test_few_positions_are_done_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    projector = SJLT(ProjectionSpec("sjlt", dim=512), ParameterSpec((("w", (4096, 640)),)))
+    for own, positions, tiles in ((9, 16, 4), (9, 512, 1), (8, 16, 1)):
+        monkeypatch.setattr(sjlt_file, "usable", lambda _, least=7, own=own: least <= own)
+        left, right = (
+            torch.empty(2, positions, n, dtype=torch.bfloat16, device="meta") for n in (4096, 640)
+        )
+        outer = Outer("w", left, lambda a, b, r=right: r[a:b], positions, 640)  # type: ignore[misc]
+        chosen = projector.sheared(torch.zeros(2, 512, device="meta"), outer)
+        assert chosen and chosen[0].tiles == tiles
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_factors_of_16_bits_are_rounded_and_nothing_else(dtype: torch.dtype) -> None:
     spec, shape = ProjectionSpec("sjlt", dim=300), (50, 200)
@@ -111,6 +150,8 @@ CONVOLUTIONS: list[tuple[int, tuple[int, ...], dict[str, Any]]] = [
     (3, (7, 6), {"kernel_size": 3, "padding": 1}),
     (4, (9, 8), {"kernel_size": (2, 3), "stride": 2, "groups": 2}),
     (2, (11,), {"kernel_size": 3, "dilation": 2, "padding": "same"}),
+    (2, (12,), {"kernel_size": 32, "padding": 16}),  # as many bits as a narrow number has
+    (2, (9, 8), {"kernel_size": 7, "padding": 3, "stride": 2}),  # as many as need a wide one
 ]
 
 
@@ -128,6 +169,18 @@ def outers_of_convolution(channels: int, size: tuple[int, ...], options: Any) ->
     return [one for one in matched.pieces((ready[0],), ready[1]) if isinstance(one, Outer)]
 
 
+def entries_of(unfolded: Unfolded, b: int) -> torch.Tensor:
+    """Return the right factor of a sample, entry by entry."""
+    places = unfolded.positions[:, None] + unfolded.columns
+    known = torch.ones_like(places, dtype=torch.bool)
+    if unfolded.inside is not None and unfolded.taps is not None:
+        known = unfolded.inside[:, None] & unfolded.taps != 0
+    sample = unfolded.input[b]
+    whole = sample.as_strided((int(places[known].max()) + 1,), (1,))
+    assert int(places[known].min()) >= 0
+    return torch.where(known, whole[places.long().clamp(0, len(whole) - 1)], 0)
+
+
 @pytest.mark.parametrize(("channels", "size", "options"), CONVOLUTIONS)
 def test_an_input_is_unfolded_where_it_lies(
     channels: int, size: tuple[int, ...], options: dict[str, Any]
@@ -136,16 +189,13 @@ def test_an_input_is_unfolded_where_it_lies(
     columns, rows = outers[0].columns, sum(outer.rows for outer in outers)
     projector = SJLT(ProjectionSpec("sjlt", dim=256), ParameterSpec((("w", (rows, columns)),)))
     waiting, got = WaitingWindows(projector.windows), torch.zeros(3, 256, device=DEVICE)
-    expected = torch.zeros(3, 256)
+    expected, given = torch.zeros(3, 256), 4 * 6 * channels * prod(size)
     for outer in outers:
         right, unfolded = outer.make_right(0, 3), outer.unfolded and outer.unfolded(0, 3)
         assert unfolded
-        places = unfolded.positions[:, None] + unfolded.columns
-        by_sample = unfolded.input.stride(0)
+        assert unfolded.input.untyped_storage().nbytes() == given, "no padded copy is made"
         for b in range(3):
-            first = unfolded.input.storage_offset() + b * by_sample
-            own = unfolded.input.as_strided((int(places.max()) + 1,), (1,), first)
-            assert torch.equal(own[places.long()], right[b])
+            assert torch.equal(entries_of(unfolded, b), right[b])
         tile = formed(outer.left, unfolded, torch.float32)
         torch.testing.assert_close(tile, outer.left.mT @ right, rtol=1e-5, atol=1e-5)
         projector.add(expected, "w", tile.cpu(), outer.first_row)
@@ -155,6 +205,17 @@ def test_an_input_is_unfolded_where_it_lies(
         waiting.add(got, outer, table, torch.float32 if GPU else torch.bfloat16)
     waiting.finish()
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_input_of_large_windows_is_padded() -> None:
+    (outer,) = outers_of_convolution(1, (6, 6), {"kernel_size": 9, "padding": 4})
+    assert outer.unfolded
+    unfolded = outer.unfolded(0, 3)
+    assert unfolded.inside is None and unfolded.input.shape[-2:] == (14, 14)
+    for b in range(3):
+        assert torch.equal(entries_of(unfolded, b), outer.make_right(0, 3)[b])
+    tile = formed(outer.left, unfolded, torch.float32)
+    torch.testing.assert_close(tile, outer.left.mT @ outer.make_right(0, 3), rtol=1e-5, atol=1e-5)
 
 
 def test_factors_of_a_scale_are_in_the_tables() -> None:
@@ -168,14 +229,15 @@ def test_factors_of_a_scale_are_in_the_tables() -> None:
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("in_turn", [1, 4])
 @pytest.mark.parametrize(
     ("rows", "columns", "dim"), [(2000, 50, 512), (300, 1000, 700), (1, 5, 256)]
 )
 def test_every_row_has_one_slot_in_a_group_within_its_window(
-    rows: int, columns: int, dim: int
+    rows: int, columns: int, dim: int, in_turn: int
 ) -> None:
     projector = SJLT(ProjectionSpec("sjlt", dim=dim, s=2), ParameterSpec((("w", (rows, columns)),)))
-    table, runs = of_rows(projector, 0, rows, CPU), -(-columns // dim)
+    table, runs = of_rows(projector, 0, rows, CPU, in_turn), -(-columns // dim)
     assert table.slots % ROWS == 0 and len(table.runs) == table.slots // ROWS
     assert int(table.shifts.max()) <= WINDOW - COLUMNS and int(table.shifts.min()) >= 0
     counts = table.first.diff()
@@ -196,7 +258,10 @@ def test_every_row_has_one_slot_in_a_group_within_its_window(
 @pytest.mark.parametrize("k", [256, 300, 1000, 1025])
 def test_windows_are_listed_for_every_tile_that_they_fall_on(k: int) -> None:
     projector = SJLT(ProjectionSpec("sjlt", dim=k), ParameterSpec((("w", (200, 500)),)))
-    tables = [of_rows(projector, *rows, CPU) for rows in ((0, 150), (150, 200))]
+    tables = [
+        of_rows(projector, *rows, CPU, in_turn)
+        for rows, in_turn in (((0, 150), 1), ((150, 200), 3))
+    ]
     lists = Windows.of(tables, k, CPU)
     starts = np.concatenate([table.starts.ravel() for table in tables])
     for tile in range(-(-k // FEATURES)):
@@ -204,7 +269,7 @@ def test_windows_are_listed_for_every_tile_that_they_fall_on(k: int) -> None:
         hit = [
             i
             for i, start in enumerate(starts)
-            if start >= 0 and any((m - start) % k < WINDOW for m in features)
+            if start >= 0 and any((m - start) % k < FEATURES for m in features)
         ]
         own = slice(int(lists.first[tile]), int(lists.first[tile + 1]))
         assert lists.windows[own].tolist() == hit
@@ -221,16 +286,22 @@ def test_windows_of_many_products_wait_for_one_another() -> None:
         projector.add(expected, name, left.mT @ right)
         there = right.to(DEVICE)
         pieces.append(Outer(name, left.to(DEVICE), lambda a, b, r=there: r[a:b], 3, columns))  # type: ignore[misc]
-    folded = []
+    folded, taken = [], []
     for _ in range(2):
         waiting, out = WaitingWindows(projector.windows), torch.zeros(2, 256, device=DEVICE)
         for outer in pieces:
-            table = projector._sheared_rows_of(outer.name, 0, outer.rows, DEVICE)
+            table = projector._sheared_rows_of(outer.name, 0, outer.rows, DEVICE, 1)
             waiting.add(out, outer, table, torch.float32)
+            assert waiting._windows is not None
+            taken.append(waiting._windows.shape[1])
         folded.append(len(waiting._tables))
         waiting.finish()
         torch.testing.assert_close(out.cpu(), expected, rtol=1e-5, atol=1e-5)
     assert folded == [3, 3], "all are folded at once, in the first batch too"
+    needed = sum(
+        projector._sheared_rows_of(n, 0, r, CPU, 1).starts.size for n, (r, _) in shapes.items()
+    )
+    assert taken[3:] == [needed] * 3, "the second batch copies no windows to more memory"
 
 
 def sketched(projector: SJLT, pieces: list[Outer]) -> tuple[torch.Tensor, list[int]]:
@@ -238,7 +309,7 @@ def sketched(projector: SJLT, pieces: list[Outer]) -> tuple[torch.Tensor, list[i
     waiting, out = WaitingWindows(projector.windows), torch.zeros(2, projector.dim, device=DEVICE)
     with mock.patch.object(projector.windows, "of", wraps=projector.windows.of) as of:
         for outer in pieces:
-            table = projector._sheared_rows_of(outer.name, 0, outer.rows, DEVICE)
+            table = projector._sheared_rows_of(outer.name, 0, outer.rows, DEVICE, 1)
             waiting.add(out, outer, table, torch.float32)
         waiting.finish()
     return out.cpu(), [len(call.args[0]) for call in of.call_args_list]
@@ -257,7 +328,7 @@ def test_bits_do_not_depend_on_the_batches_before(
         fresh.add(expected, name, left.mT @ right)
         there = right.to(DEVICE)
         pieces.append(Outer(name, left.to(DEVICE), lambda a, b, r=there: r[a:b], 8, columns))  # type: ignore[misc]
-        sizes.append(fresh._sheared_rows_of(name, 0, rows, CPU).starts.size)
+        sizes.append(fresh._sheared_rows_of(name, 0, rows, CPU, 1).starts.size)
     monkeypatch.setattr(waiting_windows, "_TOGETHER", sum(sizes[:tables]))
     first, own = sketched(fresh, pieces)
     assert own == folds
@@ -268,7 +339,7 @@ def test_bits_do_not_depend_on_the_batches_before(
         assert own == folds and torch.equal(again, first)
 
 
-@pytest.mark.parametrize("bytes_", [1, 3 * 4 * WINDOW, 1 << 13])
+@pytest.mark.parametrize("bytes_", [1, 3 * 4 * FEATURES, 1 << 12])
 def test_large_batches_are_done_in_parts(bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting_windows, "_BYTES", bytes_)
     spec, shape = ProjectionSpec("sjlt", dim=256), (5, 40)

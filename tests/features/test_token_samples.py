@@ -265,6 +265,11 @@ def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:
         Job(mlp(), data, output=DPO(), tokens=1)
     with pytest.raises(TrakStoreError, match="'test~tokens' names rows of tokens"):
         Job(mlp(), {"test~tokens": Samples(4)})
+    for none in ([], None, False):
+        with pytest.raises(TrakStoreError, match="tokens of 'test' must be an integer, 1 or more"):
+            Job(llama(), {"test": texts(2)}, tokens=none)  # type: ignore[arg-type]
+        with pytest.raises(TrakStoreError, match="tokens must be an integer, 0 or more, got"):
+            featurize(llama(), texts(2), tmp_path / "s", tokens=none)  # type: ignore[arg-type]
     with pytest.raises(NotFoundError, match="rows of tokens are asked of the split 'test'"):
         Job(llama(), {"train": texts(2)}, tokens=1)
     with pytest.raises(TrakStoreError, match="give one at a time"):

@@ -74,6 +74,25 @@ def test_signs_are_those_of_the_definition_bit_for_bit(kind: ProjectionKind) -> 
     np.testing.assert_array_equal(np.sign(got), np.sign(reference.matrix(spec, {"w": (3, 8)})))
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("rest", [40, 43])
+def test_runs_in_the_middle_of_a_row_are_those_of_the_whole(rest: int, scaled: bool) -> None:
+    shape = (5, rest)
+    factors = {"w": (torch.rand(5) + 0.5, torch.rand(rest) + 0.5)} if scaled else None
+    projector = SJLT(ProjectionSpec("sjlt", dim=16), ParameterSpec((("w", shape),)), factors)
+    g, index = tile(9, *shape), torch.randint(0, 5, (9, 7))
+    g[:, :, :20] = 0
+    own = projector.of_columns({"w": (20, rest)})
+    assert own.first_columns["w"] == 16
+    close(projected(own, g[:, :, 16:]), projected(projector, g))
+    values = tile(9, 7, rest)
+    values[:, :, :20] = 0
+    outs = [torch.zeros(9, 16, device=DEVICE) for _ in range(2)]
+    projector.add_gathered(outs[0], Gathered("w", index.to(DEVICE), values.to(DEVICE)))
+    own.add_gathered(outs[1], Gathered("w", index.to(DEVICE), values[:, :, 16:].to(DEVICE)))
+    close(outs[1].cpu().numpy(), outs[0].cpu().numpy())
+
+
 def test_copies_of_a_sketch() -> None:
     spec, shape = ProjectionSpec("sjlt", dim=16, s=3), (4, 20)
     g = tile(2, *shape)
@@ -209,7 +228,11 @@ def test_kernels_compile_for_a_gpu_that_is_not_there() -> None:
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     told = dict(line.split(": ") for line in done.stdout.splitlines())
-    for kind in ("sketch", "sketch of one run", "sketch of gathered rows", "sketch of scaled rows"):
+    sketches = [
+        "sketch",
+        *(f"sketch of {one}" for one in ("one run", "gathered rows", "scaled rows", "many tiles")),
+    ]
+    for kind in sketches:
         assert told[f"sm_90 {kind}"].endswith("order 1, 0"), (
             "threads side by side read side by side"
         )

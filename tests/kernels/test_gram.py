@@ -36,6 +36,25 @@ def test_float64_products_are_float64(draw):
     assert np.abs(gram(ArrayRows(features, 16)).matrix - exact).max() > 1e-10
 
 
+@pytest.mark.parametrize("size", [1e-18, 1e-22, 1e-23, 1e-30])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_products_of_tiny_rows_do_not_vanish(draw, size, weighted):
+    features = draw(60, 7).astype(np.float32)
+    weights = np.full(60, size * size) if weighted else None  # roots are as small as the rows
+    rows = features if weighted else (features * size).astype(np.float32)
+    found = gram(ArrayRows(rows, 16), None if weights is None else ArrayRows(weights))
+    expected = reference.gram(rows.astype(np.float64) * (size if weighted else 1.0))
+    np.testing.assert_allclose(
+        found.matrix, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()
+    )
+    assert found.trace == pytest.approx(np.trace(expected), rel=1e-6)
+    assert (found.dtype, found.rows) == ("float32", 60)
+
+
+def test_rows_of_zeros_stay_zeros():
+    assert not gram(ArrayRows(np.zeros((20, 3), np.float32))).matrix.any()
+
+
 def test_sums_over_tiles_are_float64():
     features = np.ones((3, 1), dtype=np.float32) * np.float32(2.0**13)
     features[1:] = 1.0  # 2**26 + 1 + 1: lost in float32

@@ -243,6 +243,16 @@ def test_soft_threshold(store: ts.FeatureStore, average: Any) -> None:
     assert 0.1 < (np.asarray(found) != 0).mean() < 0.3
 
 
+@pytest.mark.parametrize("average", ["factors", "scores"])
+def test_soft_threshold_of_each_target(store: ts.FeatureStore, average: Any) -> None:
+    t, f, _, q = arrays(store)
+    dense = reference.trak(t, f, q, average=average)
+    limits = np.median(np.abs(dense), axis=1, keepdims=True) / 0.6745
+    found = trak_scores(store, temperature=None, average=average, soft_threshold="auto")
+    assert_close(found, np.sign(dense) * np.maximum(np.abs(dense) - limits, 0))
+    assert 0.1 < (np.asarray(found) != 0).mean() < 0.5
+
+
 METHODS: list[Any] = [
     trak_scores,
     lambda store: trak_scores(store, average="scores"),
@@ -279,6 +289,8 @@ def test_group_scores_refuse(store: ts.FeatureStore) -> None:
         ts.group_scores(scores, train="labels")
     with pytest.raises(TrakStoreError, match="soft threshold"):
         ts.group_scores(trak_scores(store, soft_threshold=1.0), train="label")
+    with pytest.raises(TrakStoreError, match="not linear"):
+        ts.group_scores(trak_scores(store, soft_threshold="auto"), train="label")
     with pytest.raises(TrakStoreError, match="how must be"):
         ts.group_scores(scores, train="label", how="median")  # type: ignore[arg-type]
 

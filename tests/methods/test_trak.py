@@ -11,6 +11,7 @@ from trakstore.errors import (
     SpecMismatchError,
     TrakStoreError,
 )
+from trakstore.kernels import BlockedCholesky, Dual
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.trak import trak_scores, trak_scores_of_arrays
 from trakstore.scores.top_k import top_k
@@ -168,3 +169,15 @@ def test_arrays_that_do_not_go_together_are_told():
         trak_scores_of_arrays(rows, rows, np.ones(5))
     with pytest.raises(TrakStoreError, match="of one dimension"):
         trak_scores_of_arrays(np.ones((2, 5)), rows)
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-22, 1e-30])
+@pytest.mark.parametrize("solver", [None, BlockedCholesky(), Dual()], ids=["own", "tiles", "dual"])
+def test_tiny_gradients_have_the_scores_of_large_ones(store_of, columns, size, solver):
+    """Scores do not depend on the unit of gradients, whose squares float32 does not hold here."""
+    for one in columns.values():
+        one["features"] = (one["features"] * size).astype(np.float32)
+    found = trak_scores(store_of(columns), solver=solver, temperature=None)
+    targets, train, q = arrays(columns)
+    wide = [[rows.astype(np.float64) / size for rows in side] for side in (targets, train)]
+    assert_close(found, reference.trak(*wide, q))

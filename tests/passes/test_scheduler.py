@@ -42,6 +42,20 @@ def test_schedulers_agree_to_the_bit():
     assert {total(scheduler="threads", num_workers=w) for w in (1, 3)} == {expected}
 
 
+def test_the_scheduler_is_the_one_that_dask_is_configured_for():
+    def threads():
+        return scheduler.map_reduce(lambda *_: {threading.get_ident()}, 100, 1, set.union)
+
+    with dask.config.set(scheduler="synchronous"):
+        assert threads() == {threading.get_ident()}
+        assert scheduler.in_this_process() and scheduler.task_slots() == 1
+    with dask.config.set(scheduler="processes"):
+        assert not scheduler.in_this_process()
+    with dask.config.set(scheduler=None, num_workers=3):
+        assert threading.get_ident() not in threads()
+        assert scheduler.in_this_process() and scheduler.task_slots() == 3
+
+
 def blas_threads():
     return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 

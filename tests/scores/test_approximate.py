@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import dask
+import numba
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ import torch
 import trakstore as ts
 from trakstore.errors import (
     DamagedError,
+    LocationError,
     MemoryLimitError,
     NotFoundError,
     SpecMismatchError,
@@ -27,7 +29,7 @@ from trakstore.errors import (
 )
 from trakstore.kernels import Cholesky, Dual, Eigen
 from trakstore.passes.rows import ArrayRows
-from trakstore.scores import index_build, index_recall
+from trakstore.scores import index_build, index_recall, train_index
 from trakstore.scores.sign_codes import Turn, add_estimates
 from trakstore.storage import layout
 from trakstore.storage.tables.saved_table import read_table
@@ -102,22 +104,53 @@ def test_estimates_have_no_bias_and_the_error_that_is_said(bits):
 def test_products_of_8_bits_are_taken_where_they_change_few_signs():
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((128, 128)))[0].astype(np.float32)
-    spread = np.arange(1, 129, dtype=np.float32) ** -1.5
-    for scale, integers in ((np.ones(128, np.float32), True), (spread, False)):
+    even, spread = np.ones(128, np.float32), np.arange(1, 129, dtype=np.float32) ** -1.5
+    # Two directions are large: what is left of rows without them is as even.
+    two = np.where(np.arange(128) < 2, np.float32(200), even)
+    for scale, integers, apart in ((even, True, False), (spread, False, False), (two, True, True)):
         rows = rng.standard_normal((300, 128), dtype=np.float32) * scale
         # Whitened: each direction is as large as any in the end.
         turn = Turn.of(rotation / scale[:, None], integers=False)
         taken = turn.in_integers(rows)
         assert taken.matrix.dtype == ("int8" if integers else "float32")
-        changed = np.bitwise_count(taken.codes(rows)[0] ^ turn.codes(rows)[0]).sum()
-        assert changed < 0.01 * 300 * 128
+        assert (taken.top is not None) == apart
+        (signs, lengths), (wanted, exact) = taken.codes(rows), turn.codes(rows)
+        assert np.bitwise_count(signs ^ wanted).sum() < 0.01 * 300 * 128
+        np.testing.assert_allclose(lengths, exact, rtol=0.02)
+        few, _ = taken.codes(rows[:7])
+        assert np.bitwise_count(few ^ wanted[:7]).sum() < 0.02 * 7 * 128
+
+
+def test_rows_of_zeros_say_nothing_of_products_of_8_bits():
+    rng = np.random.default_rng(0)
+    rotation = np.linalg.qr(rng.standard_normal((128, 128)))[0].astype(np.float32)
+    spread = np.arange(1, 129, dtype=np.float32) ** -1.5
+    turn = Turn.of(rotation / spread[:, None], integers=False)
+    rows = np.zeros((3000, 128), np.float32)
+    assert turn.in_integers(rows) is turn
+    rows[-20:] = rng.standard_normal((20, 128)) * spread
+    assert turn.in_integers(rows) is turn
+
+
+def test_rows_of_the_whole_split_are_looked_at_before_8_bits(store, monkeypatch):
+    monkeypatch.setattr(index_build, "_INTEGER_VALUES", 0)
+    monkeypatch.setattr(index_build, "_PLACE_ROWS", 3)
+    seen = []
+    monkeypatch.setattr(Turn, "in_integers", lambda one, some: seen.append(some) or one)
+    scores = ts.trak_scores(store)
+    ts.build_index(scores, checked=0)
+    x = store.features(0, "train").values.astype(np.float32)
+    places = np.unique(np.linspace(0, ROWS - 3, 16).astype(int))
+    np.testing.assert_array_equal(seen[0], x[(places[:, None] + np.arange(3)).ravel()])
 
 
 def test_an_index_by_8_bits_on_one_thread_a_task(store, monkeypatch):
     monkeypatch.setattr(index_build, "_INTEGER_VALUES", 0)
     product, threads, before = torch._int_mm, [], torch.get_num_threads()
     monkeypatch.setattr(
-        torch, "_int_mm", lambda *given: threads.append(torch.get_num_threads()) or product(*given)
+        torch,
+        "_int_mm",
+        lambda *given, **how: threads.append(torch.get_num_threads()) or product(*given, **how),
     )
     scores = ts.trak_scores(store)
     try:
@@ -223,6 +256,46 @@ def test_kernels_of_train_and_of_sampled_rows_have_an_index_each(store):
     ts.open_index(sampled)
 
 
+def sampled_rows(store, draws: int, seed: int):
+    """Write rows of drawn labels; return scores whose kernel is of them."""
+    x = np.concatenate([features(ROWS, seed + draw) for draw in range(draws)])
+    x = x.reshape(draws, ROWS, DIM).swapaxes(0, 1).reshape(-1, DIM)
+    ids = [f"train{i}~{draw}" for i in range(ROWS) for draw in range(draws)]
+    more = {"out_to_loss": np.full(len(x), 0.5, np.float32), "ids": ids}
+    store.write_split(0, "train~sampled", x, **more)
+    return ts.influence_scores(store, kernel="sampled")
+
+
+def test_an_index_of_sampled_rows_that_were_replaced_is_refused(store):
+    index = ts.build_index(sampled_rows(store, 2, 5), checked=0)
+    assert index.document.draws == 2
+    assert index.document.sampled == (store.split(0, "train~sampled").spec.nonce,)
+    plain = ts.build_index(ts.grad_dot_scores(store), checked=0)
+    store.drop(0, "train~sampled")
+    # It goes with the rows that its kernel was of, and no other index does.
+    assert not (Path(str(store.location)) / index.path).exists()
+    assert ts.open_index(ts.grad_dot_scores(store)).document == plain.document
+    with pytest.raises(NotFoundError):
+        ts.open_index(sampled_rows(store, 2, 50))
+    for draws in (2, 4):
+        store.drop(0, "train~sampled")
+        scores = sampled_rows(store, draws, 50)
+        with pytest.raises(SpecMismatchError, match=rf"of other sampled rows \(2.*\({draws} draws"):
+            ts.approximate_top_k(scores, 3, index=index, candidates=30)
+    # An index of before these were kept is not taken for any.
+    old = replace(index, document=replace(index.document, sampled=(), draws=0))
+    with pytest.raises(SpecMismatchError, match=r"not told.*run `trakstore index`"):
+        ts.approximate_top_k(scores, 3, index=old, candidates=30)
+
+
+def test_the_damping_of_sampled_rows_is_told_for_one_draw(store):
+    index = ts.build_index(sampled_rows(store, 4, 5), checked=0)
+    scores = ts.influence_scores(store, kernel="sampled", damping=2.0)
+    own, (theirs,) = scores.parts[0].factor.damping / 4, index.document.dampings
+    with pytest.raises(SpecMismatchError, match=rf"λ={theirs / 4:.3g}, .*λ={own:.3g}: give"):
+        ts.approximate_top_k(scores, 3, index=index, candidates=30)
+
+
 def test_several_epochs(tmp_path):
     store = make(tmp_path / "s.zarr", epochs=(0, 1))
     scores = ts.trak_scores(store)
@@ -270,7 +343,11 @@ def test_measured_recall_is_stored_and_said(store):
     found = ts.approximate_top_k(scores, 3, candidates=30)
     said = {name: found.attrs[name] for name in ("recall", "recall_k", "checked", "candidates")}
     assert said == {"recall": 1, "recall_k": 5, "checked": 6, "candidates": 30}
-    unmeasured = ts.build_index(scores, checked=0)
+    # Where nothing is measured, what is known of the same codes stays.
+    for few in (scores, scores.isel(train=range(300))):
+        assert ts.build_index(few, checked=0).document == index.document
+        assert ts.build_index(few.isel(target=[])).document == index.document
+    unmeasured = ts.build_index(scores, checked=0, anew=True)
     assert np.isnan(ts.approximate_top_k(scores, 3, candidates=30).attrs["recall"])
     assert "not measured" in repr(unmeasured)
     # Without an index: all rows are candidates.
@@ -287,6 +364,65 @@ def test_recall_is_that_of_the_targets_it_was_measured_on(store, monkeypatch):
     found, exact = ts.approximate_top_k(scores, 10), ts.top_k(scores, 10)
     (told,) = index.document.recalls
     assert told.recall == pytest.approx(recall(found, exact)) and told.recall < 1
+
+
+def test_a_list_of_all_rows_replaces_no_recall_that_was_measured(store, monkeypatch):
+    monkeypatch.setattr("trakstore.scores.train_index.LEAST_CANDIDATES", 40)
+    scores = ts.trak_scores(store)
+    with pytest.raises(TrakStoreError, match=rf"k must be .* 1 to {ROWS}, got {ROWS + 1}"):
+        ts.build_index(scores, k=ROWS + 1)
+    (whole,) = ts.build_index(scores, k=ROWS, checked=2).document.recalls
+    assert (whole.recall, whole.candidates) == (1, ROWS)
+    index = ts.build_index(scores, checked=4)
+    assert [one.candidates for one in index.document.recalls] == [100]
+    assert ts.build_index(scores, k=ROWS, checked=2).document == index.document
+
+
+def test_any_of_equal_scores_counts_as_found(tmp_path, monkeypatch):
+    """Half of the rows, and two of three targets, have no gradient; others are there three times."""
+    monkeypatch.setattr("trakstore.scores.train_index.LEAST_CANDIDATES", 40)
+    monkeypatch.setattr("trakstore.scores.train_index.CANDIDATES_PER_ENTRY", 1)
+    made = ts.FeatureStore.create(
+        tmp_path / "e.zarr", projection=ts.ProjectionSpec("sjlt", dim=DIM), dtype="float16"
+    )
+    x = np.zeros((600, DIM), np.float32)
+    x[300:] = np.repeat(features(100, 3), 3, axis=0)
+    for split, own in (("train", x), ("test", np.stack([x[0], x[1], x[400]]))):
+        made.write_split(0, split, own, out_to_loss=np.ones(len(own), np.float32))
+    for scores in (ts.trak_scores(made), ts.grad_dot_scores(made)):
+        # Of the third target, the row itself three times, and the next ones.
+        index = ts.build_index(scores, k=4, checked=3)
+        found, exact = ts.approximate_top_k(scores, 4), ts.top_k(scores, 4)
+        np.testing.assert_allclose(found["score"], exact["score"], rtol=1e-5, atol=1e-6)
+        assert recall(found, exact) < 1
+        assert [one.recall for one in index.document.recalls][-1] == 1
+
+
+def test_recall_with_a_threshold_is_told_apart(store, monkeypatch):
+    monkeypatch.setattr("trakstore.scores.train_index.LEAST_CANDIDATES", 12)
+    monkeypatch.setattr("trakstore.scores.train_index.CANDIDATES_PER_ENTRY", 1)
+    plain = ts.trak_scores(store)
+    index = ts.build_index(plain, checked=TARGETS)
+    most = float(np.abs(np.asarray(plain)).max())
+    shrunk = ts.trak_scores(store, soft_threshold=0.9 * most)
+    assert np.isnan(told(shrunk))
+    both = ts.build_index(shrunk, checked=TARGETS).document.recalls
+    assert both[0] == index.document.recalls[0] and both[0].recall < 0.9
+    # Nearly all scores are 0 now: any are as good as those of the exact lists.
+    assert both[1].recall > 0.98 and told(shrunk) == both[1].recall != told(plain)
+    assert str(shrunk.soft_threshold) in both[1].scaling
+
+
+def test_scores_of_a_target_have_its_own_threshold(store):
+    scores = ts.trak_scores(store)
+    index, window = ts.build_index(scores, checked=0), scores.window(0, 3)
+    own = replace(window, thresholds=np.array([0.1, 0, 0.2], np.float32))
+    near = np.arange(50)
+    for at, threshold in enumerate((0.1, 0.0, 0.2)):
+        plain, _ = index.rescored(scores, window, at, near, 0)
+        score, _ = index.rescored(scores, own, at, near, 0)
+        wanted = np.sign(plain) * np.maximum(np.abs(plain) - threshold, 0)
+        np.testing.assert_allclose(score, wanted, rtol=1e-5, atol=1e-6)
 
 
 def told(scores, **how) -> float:
@@ -428,6 +564,46 @@ def test_refusals(store, make_scores):
     ts.build_index(scores)
     with pytest.raises(MemoryLimitError, match="in memory"):
         ts.open_index(scores, memory_limit="20kB")
+
+
+def test_an_index_that_is_built_while_it_is_read_is_no_damage(store, monkeypatch):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores, checked=0)
+    read = train_index.read_index
+    stale = read(store.location, index.path)
+    more = features(100, 77)
+    ids = [f"train{ROWS + i}" for i in range(100)]
+    store.append(0, "train", more, out_to_loss=np.ones(100, np.float32), ids=ids)
+    ts.build_index(ts.trak_scores(ts.open_store(store.location)), checked=0)
+    documents = [stale]
+    monkeypatch.setattr(
+        train_index, "read_index", lambda *at: documents.pop() if documents else read(*at)
+    )
+    with pytest.raises(LocationError, match=r"was built again, or is being built.*try again"):
+        ts.open_index(scores)
+
+
+def test_an_index_fits_where_its_few_chunks_do(tmp_path):
+    """The chunks of the turns, 4 MB each, are one of each epoch."""
+    made = ts.FeatureStore.create(
+        tmp_path / "w.zarr", projection=ts.ProjectionSpec("sjlt", dim=1024), dtype="float16"
+    )
+    for split, rows in (("train", 200), ("test", 2)):
+        made.write_split(0, split, np.random.default_rng(rows).standard_normal((rows, 1024)))
+    scores = ts.grad_dot_scores(made, of="output")
+    ts.build_index(scores, checked=0)
+    assert ts.open_index(scores, memory_limit="12MB").nbytes < 5e6
+    with pytest.raises(MemoryLimitError, match=r"in memory needs at least 9\.6 MB"):
+        ts.open_index(scores, memory_limit="6MB")
+
+
+def test_an_index_without_the_compiler_is_refused(store, monkeypatch):
+    scores = ts.trak_scores(store)
+    ts.build_index(scores, checked=0)
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    for call in (ts.build_index, ts.open_index, partial(ts.approximate_top_k, k=3, candidates=30)):
+        with pytest.raises(TrakStoreError, match="unset NUMBA_DISABLE_JIT"):
+            call(scores)
 
 
 def test_a_row_that_is_not_the_indexed_one_is_refused(store):

@@ -29,9 +29,10 @@ DEVICE = "cpu:0"
 
 
 @pytest.mark.parametrize("average", ["factors", "scores"])
+@pytest.mark.parametrize("threshold", [0.3, "auto"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_tiles_are_those_of_the_cpu(make_scores, average, dtype):
-    scores, _ = make_scores(average=average, dtype=dtype, soft_threshold=0.3)
+def test_tiles_are_those_of_the_cpu(make_scores, average, dtype, threshold):
+    scores, _ = make_scores(average=average, dtype=dtype, soft_threshold=threshold)
     window = scores.window(0, 9)
     tiles = DeviceTiles(window, DEVICE)
     for start, stop in ((0, 8), (96, 101), (8, 16)):

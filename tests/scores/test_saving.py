@@ -169,6 +169,7 @@ def test_scores_that_differ_in_one_setting_alone_are_never_mixed(
             influence_scores(store, hessian=h, damping=fixed) for h in ("gauss_newton", "loss")
         ],
         "soft threshold": [trak_scores(store, soft_threshold=t) for t in (0.0, 0.5)],
+        "own thresholds": [trak_scores(store, soft_threshold=t) for t in (0.0, "auto")],
         "mix": [whitened_cos_scores(store, mix=m, damping=fixed) for m in (0.2, 0.7)],
     }[how]
     assert not np.allclose(first, other, rtol=1e-3)

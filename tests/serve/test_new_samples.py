@@ -72,6 +72,29 @@ def test_fields_that_a_text_does_not_say_are_refused(example: Any, name: str) ->
         made(example, text="ab", label=0)
 
 
+@pytest.mark.parametrize(
+    ("example", "given"),
+    [
+        ({"input_ids": [1, 2]}, {"input_ids": [True, False]}),
+        ({"input_ids": [1, 2]}, {"input_ids": [7, True]}),
+        ((np.zeros(2, np.float32), 0), [[0.5, True], 1]),
+        ((torch.zeros(2), 0), [torch.tensor([True, False]), 1]),
+        (np.zeros((2, 2), np.int64), [[1, 2], [3, False]]),
+        (np.zeros(2, np.int64), [3, np.True_]),
+    ],
+)
+def test_booleans_are_no_numbers(example: Any, given: Any) -> None:
+    with pytest.raises(
+        BadQuestionError, match=r"must be (numbers|integers) .*(\(bool\)|, got true or false)"
+    ):
+        made(example, sample=given)
+
+
+def test_booleans_are_those_of_a_mask() -> None:
+    mask = made({"mask": torch.zeros(2, dtype=torch.bool)}, sample={"mask": [True, False]})["mask"]
+    assert mask.dtype == torch.bool and mask.tolist() == [True, False]
+
+
 def test_a_label_beside_what_has_its_own_is_refused() -> None:
     with pytest.raises(BadQuestionError, match="a target has its own"):
         Question(target=1, label=0)

@@ -135,10 +135,26 @@ def test_intervals_are_explained_where_there_are_some(query: ts.Query) -> None:
 
 
 def test_train_samples_can_be_asked_about_and_are_their_own_proponents(query: ts.Query) -> None:
-    for asked in ({"target": "a7"}, {"target": "@7", "split": "train"}):
-        answer = query.ask(k=1, **asked)
+    for target in ("a7", "@7"):
+        answer = query.ask(k=1, target=target, split="train")
         assert (answer.split, answer.target) == ("train", "a7")
         assert answer.proponents[0].id == "a7"
+
+
+def test_a_target_is_of_the_targets_where_both_splits_have_its_id(tmp_path: Path) -> None:
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    rows = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    for split, ids in (("train", range(6)), ("test", (8, 3, 5))):
+        store.write_split(0, split, rows[: len(ids)], out_to_loss=np.ones(len(ids)), ids=list(ids))
+    query, scores = ts.Query(store), ts.trak_scores(store)
+    for target in (3, "3", "@1"):
+        answer = query.ask(target=target, k=6)
+        assert (answer.split, answer.target) == ("test", 3)
+        assert lists(answer) == expected(scores.isel(target=[1]), 6)
+    assert query.ask(target=3, split="train").split == "train"
+    # 4 is of the train split alone, as the command line has it.
+    with pytest.raises(UnknownSampleError, match="test has no sample id '4'; train has it"):
+        query.ask(target=4)
 
 
 def test_rows_that_are_masked_are_neither_listed_nor_asked_about(
@@ -156,7 +172,7 @@ def test_rows_that_are_masked_are_neither_listed_nor_asked_about(
         float(np.asarray(scores.epoch(1))[0, list_of_ids(scores).index(first.id)]), rel=1e-5
     )
     with pytest.raises(UnknownSampleError, match="no sample id"):
-        query.ask(target=best)
+        query.ask(target=best, split="train")
 
 
 def list_of_ids(scores: ts.Scores) -> list[Any]:
@@ -213,7 +229,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two": ({"target": 1, "text": "a"}, "got target and text"),
     "k of zero": ({"target": 100, "k": 0}, "k must be an integer.* 40, got 0"),
     "k above": ({"target": 100, "k": 41}, " 40, got 41"),
-    "id": ({"target": 3}, "test or train has no sample id '3'"),
+    "id": ({"target": 3}, "test has no sample id '3'; @N names row N, from @0 to @11"),
+    "id of train": ({"target": "a7"}, "test has no .* 'a7'; train has it: ask with split='train'"),
+    "row of train": ({"target": "@12"}, "test has no sample id '@12'; train has it"),
+    "id of test": ({"target": 103, "split": "train"}, "train has no .* '103'; test has it"),
     "huge id": ({"target": 10**30}, "no sample id"),
     "row": ({"target": "@40", "split": "train"}, "train has no sample id '@40'"),
     "split": ({"target": 100, "split": "tset"}, "no split 'tset'; did you mean 'test'"),
@@ -277,7 +296,7 @@ def test_nothing_in_the_store_changes(own_store: ts.FeatureStore, job_name: str)
     query = ts.Query(own_store, job_name)
     for method in METHODS:
         query.ask(target=100, method=method)
-    query.ask(query._new.dataset[0])
+    query.ask(query._finder.new.dataset[0])
     assert {one: one.stat().st_mtime_ns for one in root.rglob("*")} == before
     with pytest.raises(LocationError, match="reading alone"):
         query.store.mask("train", ["a1"])
@@ -348,12 +367,12 @@ def test_a_store_whose_first_row_is_masked_starts(
     own_store.mask("test", [100])
     query = ts.Query(own_store, job_name)
     tried: list[Any] = []
-    rows = query._models.rows
+    rows = query._served.models.rows
     monkeypatch.setattr(
-        query._models, "rows", lambda *given: tried.append(given[0]) or rows(*given)
+        query._served.models, "rows", lambda *given: tried.append(given[0]) or rows(*given)
     )
     query.prepare()
-    assert (tried[0][0] == query._job.datasets["test"][1][0]).all()
+    assert (tried[0][0] == query._served.job.datasets["test"][1][0]).all()
 
 
 def test_a_sample_that_fails_at_the_start_is_for_the_log(
@@ -367,7 +386,7 @@ def test_a_sample_that_fails_at_the_start_is_for_the_log(
     def bad(*_: object) -> Any:
         raise TrakStoreError("no such sample")
 
-    monkeypatch.setattr(query._models, "rows", bad)
+    monkeypatch.setattr(query._served.models, "rows", bad)
     assert query.prepare() is query
     assert "no such sample" in caplog.text
 

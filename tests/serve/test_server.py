@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -122,25 +124,78 @@ def wait_until(true: Any, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_requests_that_are_no_http_are_refused(folder: Path) -> None:
+HEAD = b"POST /query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+RAW = {
+    "no HTTP": b"\x00\x01\x02\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 200 + b"\r\n\r\n",
+    "HTTP 9.9": b"GET / HTTP/9.9\r\n\r\n",
+    "HTTP 2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "no address": b"GET  HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "a byte in the address": b"GET /\xff HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "a null in the method": b"G\0T / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil\r\n\r\n",
+    "a null in a header": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA: b\0c\r\n\r\n",
+    "a long header": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA: " + b"b" * 200_000 + b"\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"A: b\r\n" * 2000 + b"\r\n",
+    "a negative length": HEAD + b"Content-Length: -5\r\n\r\n",
+    "a length in words": HEAD + b"Content-Length: five\r\n\r\n{}",
+    "a length of 30 digits": HEAD + b"Content-Length: 1" + b"0" * 30 + b"\r\n\r\n{}",
+    "two lengths": HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a length and chunks": HEAD
+    + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "gzip": HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "a chunk of no size": CHUNKED + b"zz\r\n",
+    "a chunk of negative size": CHUNKED + b"-1\r\n",
+    "a chunk that lies": CHUNKED + b"2\r\n{}\r\nxyz\r\n",
+    "a trailer of no name": CHUNKED + b"2\r\n{}\r\n0\r\n\0: a\r\n\r\n",
+    "chunks without end": CHUNKED + (b"100000\r\n" + b" " * 2**20 + b"\r\n") * 10,
+    "CONNECT": b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "TRACE": b"TRACE / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "a proxy's address": b"GET http://evil.example/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "another folder": b"GET /query/../../etc/passwd HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+}
+
+
+def refusal(port: int, request: bytes) -> tuple[bytes, Any]:
+    """First line and JSON of a refusal, after which the service may close the connection or not."""
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        # What is refused before it has come whole may be cut off.
+        with suppress(OSError):
+            connection.sendall(request)
+        with connection.makefile("rb") as reply:
+            status, length = reply.readline(), 0
+            while (line := reply.readline().lower()) not in (b"\r\n", b""):
+                if line.startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            return status, json.loads(reply.read(length))
+
+
+def test_requests_that_are_no_http_are_refused(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with serving(folder / "run.zarr") as served:
-        raw = [
-            b"\x00\x01\x02\r\n\r\n",
-            b"GET / HTTP/9.9\r\n\r\n",
-            b"POST /query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
-            b"POST /query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA: " + b"b" * 200_000 + b"\r\n\r\n",
-        ]
-        for one in raw:
-            with socket.create_connection(("127.0.0.1", int(served.port)), 10) as connection:
-                connection.sendall(one)
-                reply = connection.recv(4096)
-            assert reply.startswith(b"HTTP/1.1 4"), (one[:60], reply)
-            assert b"Traceback" not in reply
+        for name, request in RAW.items():
+            status, document = refusal(int(served.port), request)
+            assert status.startswith(b"HTTP/1.1 4"), (name, status)
+            assert set(document) == {"error"} and len(document["error"]) > 5, name
+        # A body that goes wrong after its answer has no second one.
+        early = CHUNKED.replace(b"application/json", b"text/plain")
+        with socket.create_connection(("127.0.0.1", int(served.port)), 20) as connection:
+            connection.sendall(early)
+            assert connection.recv(12) == b"HTTP/1.1 415"
+            connection.sendall(b"zz\r\n")
+            rest = b""
+            while more := connection.recv(4096):
+                rest += more
+            assert rest.count(b'"error"') == 1
         # A connection that says nothing keeps nobody else waiting.
         with socket.create_connection(("127.0.0.1", int(served.port)), 10):
             assert httpx.get(f"{served.address}/health").json() == {"status": "ok"}
+        asked = {"target": 100, "k": 1}
+        assert httpx.post(f"{served.address}/query", json=asked, timeout=30).status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 import torch
 from features.models import Samples, mlp
-from features.token_models import counted, gpt2_with_adapters, llama, padded, padded_left, texts
+from features.token_models import (
+    SMALL,
+    counted,
+    gpt2_with_adapters,
+    llama,
+    padded,
+    padded_left,
+    texts,
+)
 
 import trakstore as ts
 from trakstore.errors import MemoryLimitError, SpecMismatchError
@@ -294,8 +302,13 @@ def test_what_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
     store = ts.open_store(folder / "llama.zarr")
     with pytest.raises(BadQuestionError, match="needs the job"):
         ts.Query(store).ask(target=0, k=2, tokens=1)
-    with pytest.raises(BadQuestionError, match="tokens must be an integer from 0 to 20"):
-        ts.Query(store, job(llama)).ask(target=0, k=2, tokens=21)
+    query = ts.Query(store, job(llama))
+    for count in (21, False, None):
+        with pytest.raises(BadQuestionError, match="tokens must be an integer from 0 to 20"):
+            query.ask(target=0, k=2, tokens=count)  # type: ignore[arg-type]
+    for ids, labels in (([3], [3]), ([3, 4], [-100, -100]), ([3, 4], [4, -100])):
+        with pytest.raises(BadQuestionError, match="no token of the sample counts"):
+            query.ask({"input_ids": ids, "labels": labels}, k=2)
     images = Job(mlp(), {"train": Samples(6)}, projector=ts.ProjectionSpec("sjlt", dim=8))
     featurize_job(images, tmp_path / "i.zarr", progress=False)
     with pytest.raises(BadQuestionError, match="an output that is made of tokens"):
@@ -316,16 +329,60 @@ def test_another_text_than_was_featurized_is_refused(folder: Path) -> None:
         sample["input_ids"][:] = kept
 
 
+def long_texts(output: Path, **options: Any) -> ts.Query:
+    """A store of long texts, and a job that since leaves one token of a text, "t3", out."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**(SMALL | {"max_position_embeddings": 128}))
+    )
+    rows = torch.randint(1, 20, (6, 120), generator=torch.Generator().manual_seed(3)).tolist()
+    train = [{"input_ids": ids, "labels": list(ids)} for ids in rows]
+    made = Job(
+        model,
+        {"train": train, "test": texts(2, seed=1)},
+        projector=ts.ProjectionSpec("sjlt", dim=48),
+        collate=padded_left,
+        ids={"train": [f"t{at}" for at in range(6)]},
+        **options,
+    )
+    featurize_job(made, output, progress=False)
+    query = ts.Query(ts.open_store(output), made)
+    train[3]["labels"][114] = -100  # no hash of the data sees it any more
+    return query
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_text_that_changed_a_little_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    query = long_texts(tmp_path / "s.zarr", dtype=dtype)
+    at = [one.id for one in query.ask(target=0, k=6).proponents].index("t3")
+    with pytest.raises(SpecMismatchError, match="add up to another row") as refused:
+        query.ask(target=0, k=6, tokens=at + 1)
+    # It is less than a tenth, which was taken for rounding.
+    apart = float(str(refused.value).partition("relative difference ")[2].partition(";")[0])
+    assert 0.01 < apart < 0.1
+    if dtype == "int8":
+        return
+    # Only that text is refused; and by the sum of its scores, if its row were not looked at.
+    assert len(query.ask(target=0, k=6, tokens=1).proponents[0].tokens.scored) == 119
+    monkeypatch.setattr("trakstore.report.scored_tokens.parts_apart", lambda *_, **__: 0.0)
+    with pytest.raises(SpecMismatchError, match="scores of the tokens add up to"):
+        query.ask(target=0, k=6, tokens=at + 1)
+
+
 def test_the_service_scores_tokens(folder: Path) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("httpx")
     starlette = pytest.importorskip("starlette.testclient")
     from trakstore.serve.access import Access
+    from trakstore.serve.current_query import CurrentQuery
     from trakstore.serve.limits import Limits
     from trakstore.serve.routes import service
 
     query = ts.Query(ts.open_store(folder / "llama.zarr"), job(llama), render=Words())
-    app = service(query, Access("127.0.0.1", None), Limits(), "1.0")
+    app = service(CurrentQuery(query), Access("127.0.0.1", None), Limits(), "1.0")
     with starlette.TestClient(app, base_url="http://127.0.0.1:8765") as client:
         assert client.get("/store").json()["tokens"] is True
         listed = client.post("/query", json={"target": 0, "k": 4, "tokens": True}).json()

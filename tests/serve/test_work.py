@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from trakstore.serve.bodies import BadRequestError
+from trakstore.serve.current_query import CurrentQuery
 from trakstore.serve.daemon_threads import DaemonThreads
 from trakstore.serve.limits import Limits
 from trakstore.serve.metrics import Metrics
@@ -19,7 +20,7 @@ from trakstore.serve.work import Work
 
 def work_of(stages: Any, **limits: Any) -> Work:
     query: Any = SimpleNamespace(stages=stages)
-    return Work(query, Limits(**limits), Metrics())
+    return Work(CurrentQuery(query), Limits(**limits), Metrics())
 
 
 async def answered(work: Work, question: Question) -> list[Any]:

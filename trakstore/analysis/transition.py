@@ -18,6 +18,7 @@ from trakstore.passes.rows import taken_rows, whole_column
 from trakstore.planning import human_bytes
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores
+from trakstore.scores.same_rows import need_same_rows
 from trakstore.scores.saving import scores_token
 
 Scale: TypeAlias = Literal["standard", "rank", "raw"]
@@ -124,6 +125,8 @@ def transition(
     TrakStoreError
         Shapes that differ, an unknown scale, a ``k`` outside of 1..n, a target whose scores are all
         equal; a pair of the null that is the transition itself, or twice the same scores.
+    SpecMismatchError
+        Ids that differ: scores of other samples, or of the same in another order.
     NumericsError
         A score is NaN or infinite.
     MemoryLimitError
@@ -215,6 +218,7 @@ def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
     shapes = {one.shape for pair in pairs for one in pair}
     if len(shapes) > 1:
         raise TrakStoreError(f"scores to compare must have the same shape, got {sorted(shapes)}")
+    need_same_rows([one for pair in pairs for one in pair])
     ((_, columns),) = shapes
     return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
 

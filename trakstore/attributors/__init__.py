@@ -38,16 +38,9 @@ shortcut has a higher mean score for targets that it solves than for targets tha
 
     BiasAttributor(model=model, biased_data=biased_train_data, unbiased_data=unbiased_test_data)
 
-**The minimal notebook** computes something else until four lines are changed; ``examples/minimal.py``
-is the whole of it::
-
-    # E[P Pᵀ] = I: else scores grow with proj_dim
-    P = torch.randn(model_size, proj_dim) / proj_dim**0.5
-    # The margin of train samples too: a loss gradient is -(1 - p) times it, and turns the sign.
-    L = model_output(model(x_train), y_train)  # of each sample, without .sum()
-    # A row for each sample: gradients of whole batches span no more directions than there are batches.
-    H[i] += Phi_train[i].T @ Phi_train[i]
-    scores *= 1 - p_train
+**The minimal notebook** computes something else until some lines are changed: the margin on both sides,
+a kernel of samples and not of batches, a P of unit scale, Q. ``docs/howto/classes.md`` has them, and
+``examples/minimal.py`` is the whole of it.
 
 **The published library's README** runs as it stands, without names of experiments too. Scores at its
 default arguments are another matter: see :class:`TRAKer`.

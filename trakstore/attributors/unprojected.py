@@ -139,13 +139,13 @@ def unprojected_scores(
     factors = factors_of(kernel.rows, own, memory_limit=limit, kept=False)
     total, shares = np.zeros((len(chosen), pairs[0].train.rows)), 0.0
     with job.lent():
-        for at, (pair, factor) in enumerate(zip(pairs, factors, strict=True)):
+        for at, (pair, split, factor) in enumerate(zip(pairs, kernel.rows, factors, strict=True)):
             job.load(pair.epoch)
             with evaluated(job.model, place), working_on(place, job.precision):
                 _check_weights(job, pair.train.stored)
                 one = _Epoch.of(job, store, pair, kernel, at, chosen, factor, place, limit)
                 # The epochs are weighed as those of influence_scores.
-                share = 1 / kernel.part_values(factor)["length"]
+                share = 1 / kernel.part_values(factor, split)["length"]
                 total += share * one.scores(iterations)
                 shares += share
     coords = {

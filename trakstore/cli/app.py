@@ -15,6 +15,7 @@ from typer import Option
 import trakstore
 from trakstore.cli.commands import COMMANDS, EVALUATIONS
 from trakstore.cli.output import error_line, tolerant_streams
+from trakstore.cli.uncollected import uncollected
 from trakstore.errors import NO_THREADS, TrakStoreError, lacks_threads
 
 BAD_USE, INTERRUPTED = 2, 130
@@ -119,7 +120,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     given = None if arguments is None else list(arguments)
     # Not standalone: typer would print errors in its own way and end the process.
     try:
-        code = command_line(_words(given)).main(given, prog_name="trakstore", standalone_mode=False)
+        with uncollected():
+            line = command_line(_words(given))
+        code = line.main(given, prog_name="trakstore", standalone_mode=False)
         # A closed pipe shows when what was printed is written out: here, where it is expected.
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):

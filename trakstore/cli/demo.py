@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from typer import Option
 
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 EPOCHS = (2, 5, 15)  # the weights after these are kept
 TEST_ROWS = 500
-BATCH, LEARNING_RATE, SEED = 64, 0.05, 0
+BATCH, LEARNING_RATE, MOMENTUM, SEED = 64, 0.05, 0.9, 0
+_DIGITS = "datasets/data/digits.csv.gz"  # in the folder of scikit-learn
 
 
 def load_images() -> dict[str, Images]:
@@ -42,14 +45,28 @@ def load_images() -> dict[str, Images]:
     TrakStoreError
         When scikit-learn is not installed.
     """
-    need_extra("the demo", "demo", "sklearn")
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
+    table = _digits_table()
+    images, labels = (
+        (table[:, :-1].reshape(-1, 8, 8) / 16).astype(np.float32),
+        table[:, -1].astype(int),
+    )
     order = np.random.default_rng(SEED).permutation(len(images))
     rows = {"train": np.sort(order[TEST_ROWS:]), "test": np.sort(order[:TEST_ROWS])}
     return {split: Images(images[ids], labels[ids], ids) for split, ids in rows.items()}
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """Read the digits of scikit-learn: in each row 64 pixels from 0 to 16, then the class."""
+    found = find_spec("sklearn")
+    if found is None or found.origin is None:
+        need_extra("the demo", "demo", "sklearn")
+    else:
+        # To import scikit-learn takes longer than to train on its digits: the file is read instead.
+        with suppress(FileNotFoundError):
+            return np.loadtxt(Path(found.origin).parent / _DIGITS, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 def digits() -> Job:
@@ -202,16 +219,21 @@ def _network() -> nn.Module:
 
 
 def _train(model: nn.Module, images: Tensor, labels: Tensor) -> dict[int | str, dict[str, Tensor]]:
-    """Train by plain SGD; return the weights after some of the epochs."""
+    """Train by SGD with momentum; return the weights after some of the epochs."""
     import torch
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    # Bit for bit the steps of torch.optim.SGD, whose first step imports the whole compiler of torch:
+    # that takes longer than the training does.
+    weights = [*model.parameters()]
+    velocities = [torch.zeros_like(one) for one in weights]
     kept: dict[int | str, dict[str, Tensor]] = {}
     for epoch in range(1, max(EPOCHS) + 1):
         for rows in torch.randperm(len(images)).split(BATCH):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
-            optimizer.step()
+            loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
+            gradients = torch.autograd.grad(loss, weights)
+            with torch.no_grad():
+                for weight, velocity, gradient in zip(weights, velocities, gradients, strict=True):
+                    weight.sub_(velocity.mul_(MOMENTUM).add_(gradient), alpha=LEARNING_RATE)
         if epoch in EPOCHS:
             kept[epoch] = {name: one.clone() for name, one in model.state_dict().items()}
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -224,7 +225,7 @@ def _featurize(
 ) -> Featurized:
     from trakstore.features import featurize_job
     from trakstore.features.devices import worker_device
-    from trakstore.features.sharding import shard_model, started_ranks
+    from trakstore.features.sharding import shard_model, started_ranks, watched_ranks
 
     # A wrong device is refused before the job is made, which may take minutes.
     own = worker_device(device)
@@ -238,7 +239,15 @@ def _featurize(
             if mesh is not None:
                 steps.step("sharding the model")
                 shard_model(made.model, mesh, made.shard)
-            return featurize_job(made, store, device=device, restore=False, **options)
+            with nullcontext() if tp is None else watched_ranks(_end_at_once):
+                return featurize_job(made, store, device=device, restore=False, **options)
+
+
+def _end_at_once(message: str) -> None:
+    """End the process with an error: its own thread waits for another rank, and would not hear it."""
+    error_line(message)
+    sys.stderr.flush()
+    os._exit(2)  # as for every error that is told in a line
 
 
 @contextmanager

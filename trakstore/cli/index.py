@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from trakstore.cli.lists import low_recall
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.planning import human_bytes
 from trakstore.scores.index_build import build_index
@@ -20,6 +21,9 @@ def index(
     checked: Annotated[
         int, Option(help="Targets whose exact lists are compared with those of the index.", min=0)
     ] = 16,
+    anew: Annotated[
+        bool, Option("--anew", help="Build it by the rows as they are now, whatever is stored.")
+    ] = False,
     *,
     asked: ScoreRequest,
 ) -> None:
@@ -27,11 +31,12 @@ def index(
 
     `trakstore topk --approximate` and `trakstore serve --index` ask it. It is kept in the store, and is
     of one kernel and damping: name the method and damping that will be asked about. It is quick for
-    uncompressed stores on a local disk; elsewhere whole chunks are read for each target.
+    uncompressed stores on a local disk; elsewhere whole chunks are read for each target. Where
+    many samples were masked, or the recall is low, --anew may find more.
     """
     with asked.workplace():
         scores = asked.scores()
-        made = build_index(scores, checked=checked, memory_limit=asked.memory_limit)
+        made = build_index(scores, checked=checked, anew=anew, memory_limit=asked.memory_limit)
         known = recall_of(made.document, scores, MEASURED_ORDER)
     values = made.document.values
     del values["recalls"]
@@ -44,5 +49,8 @@ def _shown(made: TrainIndex, known: Recall | None) -> list[str]:
     lines = [f"{made.path}: {made.document.rows:,} rows, {human_bytes(made.nbytes)}"]
     if known is not None:
         share, checked = f"{100 * known.recall:.0f}%", known.checked
-        lines.append(f"it finds {share} of the true top-{known.k} lists, as {checked} targets show")
+        lines.append(
+            f"it finds {share} of the true top-{known.k} lists, as {checked} targets show"
+            f"{low_recall(known.recall)}"
+        )
     return lines

@@ -15,6 +15,7 @@ from trakstore.planning import counted
 from trakstore.report.terminal_tables import top_table
 
 SHOWN = 20  # targets of a table
+LOW_RECALL = 0.9  # below which it is told what to do
 _RECALL = ("recall", "candidates", "checked", "recall_k", "recall_candidates")
 
 
@@ -58,8 +59,15 @@ def _recall_line(said: Mapping[str, Any]) -> str:
     return (
         f"{100 * said['recall']:.0f}% of the true top-{said['recall_k']} lists of {said['checked']} "
         f"targets were found when the index was built, with {said['recall_candidates']} candidates; "
-        f"here {said['candidates']}"
+        f"here {said['candidates']}{low_recall(said['recall'])}"
     )
+
+
+def low_recall(recall: float) -> str:
+    """Write the end of a line about an index: what to do where it finds few of the true entries."""
+    if recall >= LOW_RECALL:
+        return ""
+    return "; that is low: `trakstore index --anew` may find more, topk without --approximate finds all"
 
 
 def hidden_targets(count: int) -> Iterator[str]:

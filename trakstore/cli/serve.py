@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Annotated
@@ -11,6 +12,7 @@ from typer import Option
 import trakstore
 from trakstore.cli.output import console, print_json
 from trakstore.cli.request import ScoreRequest, with_request
+from trakstore.cli.uncollected import uncollected
 from trakstore.report.extras import need_extra
 
 
@@ -50,35 +52,40 @@ def serve(
 ) -> None:
     """Answer over HTTP, and on a page, which train samples made the model do this.
 
-    The store is only read. POST /query takes {"target": id}, or text, image or sample where there is
-    a job; GET / is the page, /openapi.json describes the rest. Headers that come slowly have no
-    deadline: put a proxy in front where strangers reach it. Needs the "serve" extra.
+    The store is only read, and what is masked or appended meanwhile is seen within seconds. POST
+    /query takes {"target": id}, or text, image or sample where there is a job; GET / is the page,
+    /openapi.json describes the rest. Needs the "serve" extra.
     """
     need_extra("a service", "serve", "starlette", "uvicorn", "jinja2", "PIL")
-    from trakstore.serve.access import Access
-    from trakstore.serve.limits import Limits
-    from trakstore.serve.query import Query
-    from trakstore.serve.server import address_of, listen, run
-    from trakstore.serve.work import is_answering
+    with uncollected():
+        from trakstore.serve.access import Access
+        from trakstore.serve.limits import Limits
+        from trakstore.serve.query import Query
+        from trakstore.serve.server import address_of, listen, run
+        from trakstore.serve.work import is_answering
 
     access = Access(host, token or None)
     with asked.workplace(), listen(host, port) as taken:
-        query = Query(
-            asked.opened,
-            job,
-            targets=asked.targets,
-            train=asked.train,
-            epochs=asked.epochs,
-            method=asked.method,
-            damping=asked.damping,
-            kernel=asked.kernel,  # type: ignore[arg-type]
-            index=index,
-            render=render,
-            prepare=prepare,
-            device=device,
-            memory_limit=asked.memory_limit,
-        )
-        query.prepare()
+        with uncollected():
+            query = Query(
+                asked.opened,
+                job,
+                targets=asked.targets,
+                train=asked.train,
+                epochs=asked.epochs,
+                method=asked.method,
+                damping=asked.damping,
+                kernel=asked.kernel,  # type: ignore[arg-type]
+                index=index,
+                render=render,
+                prepare=prepare,
+                device=device,
+                memory_limit=asked.memory_limit,
+            )
+            # Kernels are factored before it listens; new samples are tried while it does.
+            query.ask(target="@0", k=1)
+        # What is there now stays: later collections, during which no question goes on, pass it over.
+        gc.freeze()
         address = address_of(taken, host)
 
         def ready() -> None:

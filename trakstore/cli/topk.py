@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
+import xarray as xr
 from typer import BadParameter, Option
 
 from trakstore.cli.lists import SHOWN, list_documents, recall_document, shown_lists
@@ -11,7 +13,6 @@ from trakstore.cli.options import ListLength, ScoreDevice, Target
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.report.labels import with_labels
 from trakstore.report.targets_and_epochs import check_list_length
-from trakstore.scores.approximate import approximate_top_k
 from trakstore.scores.top_k import top_k
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def topk(
     check_list_length(k, pair.train)
     with asked.workplace():
         scores = asked.scores(device)
-        first = approximate_top_k if approximate else top_k
-        top = first(scores.isel(target=rows), k, order=order, memory_limit=asked.memory_limit)
+        top = _lists(approximate)(
+            scores.isel(target=rows), k, order=order, memory_limit=asked.memory_limit
+        )
     top = with_labels(top, pair, rows)
     document = {
         "method": scores.method,
@@ -57,6 +59,15 @@ def topk(
         **list_documents(top, rows),
     }
     asked.answer(document, shown_lists(top, hidden), top)
+
+
+def _lists(approximate: bool) -> Callable[..., xr.Dataset]:
+    """Return what makes the lists; the index is imported where it is asked, as numba comes with it."""
+    if not approximate:
+        return top_k
+    from trakstore.scores.approximate import approximate_top_k
+
+    return approximate_top_k
 
 
 def _order(smallest: bool, magnitude: bool) -> Order:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_whole
 from trakstore.scores.rank_correlation import spearman
+from trakstore.scores.same_rows import need_same_rows
 from trakstore.scores.windows import Matrix, target_windows
 
 # p of rank-biased overlap: with 0.9, 86% of its weight is on the first ten.
@@ -43,6 +44,8 @@ def stability(
     ------
     TrakStoreError
         Fewer than two runs, shapes that differ, a ``top_k`` outside of 1..n.
+    SpecMismatchError
+        Ids that differ: runs of other samples, or of the same in another order.
 
     References
     ----------
@@ -61,6 +64,7 @@ def stability(
             f"needed the scores of two or more runs, of one shape, got {len(runs)} of "
             f"{sorted(shapes)}: give other stores of the same splits, or more epochs"
         )
+    need_same_rows(runs)
     columns = runs[0].shape[1]
     top_k = as_whole(top_k, "top_k", 1, columns, needed=f"must be in 1..{columns}")
     values: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}

@@ -21,6 +21,7 @@ from trakstore.features.job import Job
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.token_samples import TokenSamples, stored_run
 from trakstore.spec import StoreSpec
+from trakstore.spec.rounding import rounding_of
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import sample_ids
@@ -33,10 +34,6 @@ from trakstore.storage.store import FeatureStore
 # The docs have a page of this module, which shows these names.
 __all__ = ["check_setup"]
 
-# Relative errors of stored rows that rounding explains: of their dtype, and of products in bfloat16.
-# Of numbers in 8 bits, it is of what is beyond half a step of each.
-_NARROW = {"float32": 1e-3, "float16": 1e-2, "int8": 1e-3}
-_AUTOCAST = 3e-2
 _BLOCKS, _EACH = 4, 2  # blocks of which rows are computed again, and rows of each
 _Data: TypeAlias = "tuple[Check, str | None]"  # check of a split's data, and their fingerprint
 _AGAIN = "rows computed again"
@@ -260,12 +257,6 @@ def _is_whole(split: Split, count: int) -> bool:
     return split.status().complete and len(split.skipped) < split.spec.rows <= count
 
 
-def _rounding(spec: StoreSpec) -> float:
-    """Relative error of stored rows that their precision explains."""
-    bits = 0.0 if spec.keep_bits is None else 2.0**-spec.keep_bits
-    return max(_NARROW[spec.dtype], bits, _AUTOCAST if spec.autocast else 0.0)
-
-
 def _again(
     job: Job, split: Split, spec: StoreSpec, samples: SplitSamples | TokenSamples | None = None
 ) -> Check:
@@ -297,7 +288,7 @@ def _again(
     difference = float(np.linalg.norm(apart)) / scale if scale else 0.0
     remedy = "stored features are not those of this model and data: drop the split, featurize again"
     meaning = "relative difference of rows of some blocks from ordinary backward passes"
-    near = difference < _rounding(spec)
+    near = difference < rounding_of(spec)
     return pass_if(near, _AGAIN, split.name, difference, meaning, remedy)
 
 

@@ -72,7 +72,7 @@ def check_kernel(
         verdict, remedy = "fail", "the kernel is singular: give a damping of 0.1 to 10"
     elif rank < report.dim / 2:
         verdict = "warn"
-        remedy = "more rows than dimensions are needed, or fewer dimensions are enough"
+        remedy = "the kernel is damped, so scores are usable; a smaller dim would take less room"
     numbers = f"rank {rank} of {report.dim:,}, {report.n:,} rows"
     meaning = f"condition with damping {damping:g}; {numbers}"
     return Check("kernel", split, verdict, report.damped_condition, meaning, remedy)

@@ -373,9 +373,16 @@ class RowComputer:
                 columns["label"] = labels
             return {name: to_host(column) for name, column in columns.items()}
         except torch.OutOfMemoryError as error:
-            # Ranks that compute the same samples could not halve them one without the others.
-            if batch_size(batch) > 1 and not self.engine.tensor_parallel:
+            size = batch_size(batch)
+            if size > 1 and not self.engine.tensor_parallel:
                 return None
+            if size > 1:
+                # The others of these samples wait in the middle of a pass, and cannot begin it anew.
+                raise MemoryLimitError(
+                    f"memory does not suffice for {size} samples at once on this rank "
+                    f"({first_line(error)}), and ranks that divide layers cannot go on with fewer: "
+                    f"give batch_size={size // 2} (--batch-size {size // 2}), or memory_limit="
+                ) from error
             raise MemoryLimitError(
                 f"memory does not suffice for the gradient of one sample ({first_line(error)}); "
                 f"choose parameters=, shorter samples or autocast='bfloat16'"

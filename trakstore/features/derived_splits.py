@@ -8,7 +8,7 @@ from typing import Any
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.outputs.tokens import need_tokens
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_whole, is_whole
 from trakstore.storage import layout
 
 __all__ = ["draws_by_split", "need_own_names", "runs_by_split"]
@@ -60,7 +60,8 @@ def runs_by_split(
 def _by_split(
     asked: int | Mapping[str, int], usual: str, what: str, words: str, datasets: Mapping[str, Any]
 ) -> dict[str, int]:
-    named = asked if isinstance(asked, Mapping) else {usual: asked} if asked else {}
+    none = is_whole(asked) and not asked
+    named = asked if isinstance(asked, Mapping) else {} if none else {usual: asked}
     numbers = {
         split: as_whole(number, f"{what} of {split!r}", 1) for split, number in named.items()
     }

@@ -27,6 +27,7 @@ from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.features.worker import Worker
 from trakstore.progress import ProgressLine, StepLine
+from trakstore.quantities import as_whole
 from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
@@ -138,7 +139,7 @@ def featurize(
     >>> ts.open_store("memory://one").features(15, "train").shape
     (24, 8)
     """
-    drawn = _are_sampled(labels)
+    drawn, tokens = _are_sampled(labels), as_whole(tokens, "tokens", 0)
     if drawn and tokens:
         raise TrakStoreError("labels='sampled' and tokens= are of two splits: give one at a time")
     job = Job(

@@ -218,9 +218,13 @@ def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
                 "gradients: leave the cache while features are computed, or detach what it keeps"
             ) from error
         got = ", ".join(map(_described, tree.tree_leaves(batch)))
+        advice = "give samples of the shape and dtype that it was trained on"
+        if any(hasattr(parameter, "placements") for parameter in parameters):
+            advice += (
+                "; where ranks divide layers, heads and widths must be multiples of their number"
+            )
         raise TrakStoreError(
-            f"the model does not take the first samples ({got}): {_reason(error)}; give samples of "
-            f"the shape and dtype that it was trained on"
+            f"the model does not take the first samples ({got}): {_reason(error)}; {advice}"
         ) from error
 
 

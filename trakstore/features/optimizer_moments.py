@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.features.checkpoints.distributed_folder import METADATA, DistributedFolder
 from trakstore.features.checkpoints.plain_tensors import plain_tensors
+from trakstore.features.checkpoints.torch_file import torch_file
 from trakstore.features.parameters import canonical_name
 from trakstore.paths import is_file, is_folder
 
@@ -49,7 +50,7 @@ def optimizer_file(checkpoint: object) -> Path:
     )
 
 
-def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
+def adam_moments(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
     """Read the second moments of a model's parameters from the file of Adam's state.
 
     The file has parameters by their numbers. They are named by the file's own ``param_names`` where it
@@ -65,8 +66,9 @@ def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
 
     Returns
     -------
-    dict of canonical name to Tensor
-        Of the parameters' shapes.
+    mapping of canonical name to Tensor
+        Of the parameters' shapes. They are on the disk until they are used: a model may be sharded
+        since all that is of its size is too large.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
     if not is_file(path):
         raise NotFoundError(f"there is no file {path} of an optimizer's state")
     with plain_tensors(path):
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = torch_file(path)
     groups, state = _parts(stored, path)
     moments = [_moment(state.get(number), path) for group in groups for number in group["params"]]
     for names in _orders(groups, model):
@@ -101,7 +103,32 @@ def adam_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
     )
 
 
-def _sharded_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
+class _ReadWhenAsked(Mapping[str, Tensor]):
+    """Tensors of a folder, of which each is read when it is asked for.
+
+    Parameters
+    ----------
+    folder : DistributedFolder
+    keys : mapping of str to str
+        Names in the folder by those here.
+    """
+
+    def __init__(self, folder: DistributedFolder, keys: Mapping[str, str]) -> None:
+        self._folder, self._keys = folder, keys
+
+    def __getitem__(self, name: str) -> Tensor:
+        key = self._keys[name]
+        with plain_tensors(self._folder.where):
+            return self._folder.read([key])[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def _sharded_moments(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
     with plain_tensors(path):
         folder = DistributedFolder(path)
         keys = {
@@ -116,8 +143,7 @@ def _sharded_moments(path: Path, model: nn.Module) -> dict[str, Tensor]:
                 f"{path} has no {_MOMENTS} of {missing[0]!r}; it has {sorted(keys)[:5]}: use "
                 f"scale='samples', or give a mapping of parameter names to second moments"
             )
-        read = folder.read([keys[name] for name in wanted])
-    return {name: read[keys[name]] for name in wanted}
+    return _ReadWhenAsked(folder, {name: keys[name] for name in wanted})
 
 
 def _parts(stored: Any, path: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Any]]:

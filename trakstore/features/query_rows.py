@@ -25,7 +25,7 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained, need_apart
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
-from trakstore.features.outputs.tokens import need_tokens
+from trakstore.features.outputs.tokens import SeparatesTokens, need_tokens
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.projectors import make_projector
@@ -164,6 +164,14 @@ class LoadedModels:
     memory_limit : int
         Most bytes that the weights of all epochs may take together; and, on a CPU, the passes over
         the tokens of a sample beside them. A job's own limit is another one for these.
+    loaded : LoadedModels, optional
+        Models of this job that are loaded already: those of the same weights are shared.
+
+    Attributes
+    ----------
+    device : torch.device
+    spec : StoreSpec
+        Spec of the store, whose precision says how near to stored rows these can be.
 
     Raises
     ------
@@ -183,6 +191,7 @@ class LoadedModels:
         device: str | None = None,
         *,
         memory_limit: int,
+        loaded: LoadedModels | None = None,
     ) -> None:
         self.device = worker_device(device)
         each = sum(one.numel() * one.element_size() for one in job.model.state_dict().values())
@@ -193,11 +202,19 @@ class LoadedModels:
                 f"{human_bytes(memory_limit)} are allowed: name fewer epochs, or raise the memory limit"
             )
         job.check_files(list(epochs))
+        self.spec = store.spec
         self._job, self._epochs = job, dict[int | str, _LoadedEpoch]()
         self._limit = memory_limit
         with job.lent():
             for epoch, known in epochs.items():
-                self._epochs[epoch] = self._load(store, epoch, known)
+                there = None if loaded is None else loaded.model_of(epoch, known)
+                self._epochs[epoch] = there or self._load(store, epoch, known)
+
+    def model_of(self, epoch: int | str, known: str | None) -> _LoadedEpoch | None:
+        """Return the model of an epoch, where it has the weights that are known by their hash."""
+        loaded = self._epochs.get(epoch)
+        same = loaded is not None and known in (None, loaded.watch.hash)
+        return loaded if same else None
 
     def rows(
         self,
@@ -234,6 +251,11 @@ class LoadedModels:
             with self._turn(epoch) as loaded:
                 found[epoch] = loaded.columns(sample)
         return found
+
+    @property
+    def of_tokens(self) -> bool:
+        """True where the job's output is made of tokens."""
+        return isinstance(as_output(self._job.output), SeparatesTokens)
 
     def tokens(self, sample: Any, epoch: int | str) -> ReadTokens:
         """Read the tokens of a sample that count, which costs no pass.

@@ -136,8 +136,10 @@ class SplitTask:
             )
             clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
-            # Ranks that compute the same samples compute as many of them at once.
-            at_once, pool, need = sharding.same((rows.at_once, rows.pool, rows.need))
+            # Ranks that compute the same samples compute as many of them at once: as many as fit on
+            # each of them.
+            fitting = sharding.of_same_samples((rows.at_once, rows.pool, rows.need))
+            at_once, pool, need = min(fitting, key=lambda one: one[:2])
             rows = replace(rows, at_once=at_once, pool=pool, need=need)
             clock.lap("memory")
             if scale is not None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 GramDtype = Literal["float32", "float64"]
 # Rows whose products are summed in float32 before float64 takes over.
 PRODUCT_ROWS = 4096
+# Mean square of a number of the rows below which their products are not taken in float32: it has fewer
+# digits below 2**-126, and nothing below 2**-149.
+_LEAST_SQUARE = 2.0**-110
 # Columns of the squares on the diagonal: measured, 256 to 1024 differ little.
 SQUARE = 512
 
@@ -59,7 +62,8 @@ class Gram:
     trace : float
         tr(K): the sum of the squared norms of the rows.
     dtype : {"float32", "float64"}
-        Dtype of the products that were summed: it says how far small eigenvalues can be trusted.
+        Dtype of the products that were summed, or a narrower one that was asked for: it says how far
+        small eigenvalues can be trusted.
     """
 
     matrix: NDArray[np.float64]
@@ -89,7 +93,8 @@ def gram(
     weights : Rows, shape (n,), optional
         Non-negative weights wᵢ; one when None.
     dtype : {"float32", "float64"}
-        Dtype of the products within a tile; sums over tiles are float64 always.
+        Dtype of the products within a tile; sums over tiles are float64 always, and so are products of
+        rows that are so small that float32 would lose them.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     device : str
@@ -126,10 +131,22 @@ def gram(
     ahead = room_ahead(limit, waiting + workers * each, workers)
     one = _GramPass(step, rows, weights, dtype, ahead, device)
     total, used = one.run(count, parts=_parts(dim), workers=workers)
+    if products_vanish(float(np.trace(total)), rows.shape, dtype):
+        how: Any = {"memory_limit": memory_limit, "device": device}
+        return replace(gram(rows, weights, dtype="float64", **how), dtype=dtype)
     # Passes fill the upper block triangle alone.
     for low, high in ranges(dim, SQUARE):
         total[high:, low:high] = total[low:high, high:].T
     return Gram(total, used, float(np.trace(total)), dtype)
+
+
+def products_vanish(trace: float, shape: tuple[int, ...], dtype: GramDtype) -> bool:
+    """Tell whether rows are so small that float32 loses their products.
+
+    Rows that are all zero are not told from these: in float64 they are, whose products of numbers of
+    float32 never vanish.
+    """
+    return dtype == "float32" and trace < _LEAST_SQUARE * math.prod(shape)
 
 
 def _device_slots(rows: Rows, step: int, dtype: GramDtype, device: str) -> int:

@@ -327,7 +327,8 @@ def singular(kernel: Kernel, damped: float) -> NumericsError:
     """Return the error for a kernel that cannot be factored at this λ."""
     if kernel.trace == 0:
         return NumericsError(
-            f"K is zero: all {kernel.rows} rows are zero, no damping relative to it can help"
+            f"K is zero: all {kernel.rows} rows are zero, or so small that float32 does not hold them "
+            f"times their weights; no damping relative to it can help"
         )
     why = "dependent or zero columns"
     if kernel.rows < kernel.dim:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, NumericsError
-from trakstore.kernels.gram import PRODUCT_ROWS, GramDtype
+from trakstore.kernels.gram import PRODUCT_ROWS, GramDtype, products_vanish
 from trakstore.kernels.row_weights import KernelSplit, row_weights, unmasked_count, weighting_of
 from trakstore.kernels.stored_grams import (
     no_gram_error,
@@ -130,6 +130,9 @@ def tiled_gram(
     array.create(location, path)
     strips = _StripPass(plan.height, rows, weights, plan.step, dtype, array, location, path)
     trace = strips.run(dim, workers=plan.slots)
+    if products_vanish(trace, rows.shape, dtype):
+        wide = tiled_gram(rows, weights, location, path, dtype="float64", memory_limit=memory_limit)
+        return replace(wide, dtype=dtype)
     return TiledGram(location, path, dim, count, trace, dtype)
 
 

@@ -15,9 +15,11 @@ from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, d
 from trakstore.kernels.row_weights import masked_rows
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
-from trakstore.scores.factored import Average, Scores
+from trakstore.quantities import shown
+from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
 from trakstore.storage.layout import Epoch, as_epochs
+from trakstore.storage.same_samples import need_same_samples
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
@@ -157,7 +159,8 @@ def epoch_pairs(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ, or the hashes of an epoch's weights.
+        Dimensions differ, or the hashes of an epoch's weights; epochs have other samples, the same in
+        another order, or other ones masked.
     """
     need_open(store)
     chosen = None if epochs is None else _chosen(epochs)
@@ -175,6 +178,12 @@ def epoch_pairs(
         # A split that was complete when it was opened is not asked again, so that this costs nothing.
         pair.target.stored.require_complete()
         pair.train.stored.require_complete()
+    if len(pairs) > 1:
+        sides = [pair.target for pair in pairs], [pair.train for pair in pairs]
+        need_same_samples(*([split.stored for split in side] for side in sides))
+        for side in sides:
+            # Positions mean samples from here on: all epochs have these in one order.
+            _check_masked_alike(side)
     return pairs
 
 
@@ -210,15 +219,25 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
                 f"scores need features of one projection"
             )
     for split, like in ((pair.target, first.target), (pair.train, first.train)):
-        if split.rows != like.rows:
+        if split.stored.rows != like.stored.rows:
             raise SpecMismatchError(
-                f"{_named(split)} has {split.rows} rows, {_named(like)} has {like.rows}: "
-                f"choose epochs= of the same samples, masked alike"
+                f"{_named(split)} has {split.stored.rows} rows, {_named(like)} has "
+                f"{like.stored.rows}: choose epochs= of the same samples, masked alike"
             )
-        if not np.array_equal(split.masked, like.masked):
+
+
+def _check_masked_alike(splits: Sequence[UnmaskedSplit]) -> None:
+    """Refuse epochs of the same samples of which some leave out a sample that others have."""
+    like = splits[0]
+    for split in splits[1:]:
+        unlike = np.setxor1d(split.masked, like.masked)
+        if len(unlike):
+            row = int(unlike[0])
+            (sample,) = split.stored.column("sample_id").read(row, row + 1).tolist()
             raise SpecMismatchError(
-                f"{_named(split)} and {_named(like)} have other rows masked (store.skipped says which "
-                f"were bad when they were written): mask the same samples in all epochs, by store.mask"
+                f"{_named(split)} and {_named(like)} have other rows masked, first that of sample "
+                f"{shown(sample)} (store.skipped says which were bad when they were written): mask the "
+                f"same samples in all epochs, by store.mask"
             )
 
 
@@ -266,10 +285,11 @@ def scores_of(
     *,
     reduce: Literal["mean", "sum"] = "mean",
     average: Average = "scores",
-    soft_threshold: float = 0.0,
+    soft_threshold: SoftThreshold = 0.0,
 ) -> Scores:
     """Make scores of these epochs, with the ids, positions and labels of their splits."""
-    # All epochs have the same rows, masked alike, so that the first one's ids are those of all.
+    # epoch_pairs has seen that all epochs have the same samples in one order, masked alike: the first
+    # one's ids are those of all.
     target, train = pairs[0].target, pairs[0].train
     return Scores(
         method,

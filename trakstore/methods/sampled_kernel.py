@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.kernels.choice import keep_gram
-from trakstore.kernels.row_weights import WeightedSplit
+from trakstore.kernels.row_weights import KernelSplit, WeightedSplit
 from trakstore.kernels.solvers import Damping, Factor
 from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, need_open
+from trakstore.scores.parts import SampledRows
 from trakstore.storage import layout
 from trakstore.storage.dropped_rows import WEIGHTING
 from trakstore.storage.layout import Epoch, epoch_sort_key
@@ -60,16 +61,24 @@ class SampledKernel:
             return Damping(relative=given.relative * self.draws)
         return Damping(absolute=(given.absolute or 0.0) * self.draws)
 
-    def part_values(self, factor: Factor) -> dict[str, Any]:
+    def part_values(self, factor: Factor, split: KernelSplit) -> dict[str, Any]:
         """Return what an epoch's part of scores has of this kernel, as a :class:`Part` takes it.
 
-        Gradients grow while a model is trained, and with them the scores of an epoch, as t does in
-        tᵀK⁻¹φ: by their length, the root of tr(K)/n, late epochs would weigh most, which tell least of
-        what other data would have given. λ = c·tr(K)/n is its square, but for a factor that epochs
-        share; a λ that was given as it is, or is 0, weighs all alike.
+        ``split`` is that of the factor's rows. Gradients grow while a model is trained, and with them
+        the scores of an epoch, as t does in tᵀK⁻¹φ: by their length, the root of tr(K)/n, late epochs
+        would weigh most, which tell least of what other data would have given. λ = c·tr(K)/n is its
+        square, but for a factor that epochs share; a λ that was given as it is, or is 0, weighs all
+        alike.
         """
         length = math.sqrt(factor.damping) or 1.0
-        return {"weight": float(self.draws), "length": length, "sampled": True}
+        rows = SampledRows(split.spec.nonce, self.draws)
+        return {"weight": float(self.draws), "length": length, "sampled": rows}
+
+
+def need_kernel_rows(kernel: object) -> None:
+    """Raise a :class:`~trakstore.errors.TrakStoreError` for what names no rows of a kernel."""
+    if kernel not in (None, *get_args(get_args(KernelRows)[0])):
+        raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
 
 
 def takes_sampled(
@@ -80,8 +89,7 @@ def takes_sampled(
     It is where they are asked for; where that is left open, if all of these epochs (or all with the
     train split) have them whole, the output determines the loss, and is no margin.
     """
-    if kernel not in (None, *get_args(get_args(KernelRows)[0])):
-        raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
+    need_kernel_rows(kernel)
     need_open(store)
     name = layout.sampled_split(train)
     if kernel is not None or name not in store.splits:

@@ -18,7 +18,7 @@ from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
 from trakstore.methods.sampled_kernel import TRAIN_DAMPING, KernelRows, sampled_kernel
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows
 from trakstore.quantities import as_number
-from trakstore.scores.factored import Average, Scores
+from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
@@ -39,7 +39,7 @@ def trak_scores(
     kernel: KernelRows = None,
     temperature: Temperature = "auto",
     average: Average | Literal["auto"] = "auto",
-    soft_threshold: float = 0.0,
+    soft_threshold: SoftThreshold = 0.0,
     solver: Solver | None = None,
     gram_dtype: GramDtype = "float32",
     memory_limit: int | str | None = None,
@@ -86,9 +86,13 @@ def trak_scores(
         trained, not for epochs of one training, where Q of the first ones would weigh the last ones'
         products. ``"auto"``: ``"factors"`` without a temperature and for K of train rows, else
         ``"scores"``.
-    soft_threshold : float
+    soft_threshold : float or "auto"
         s >= 0: each score becomes ``sign(τ)·max(|τ| − s, 0)``, as the paper does for scores of which
-        few are not 0; the paper chooses s by cross-validation.
+        few are not 0; the paper chooses s by cross-validation. ``"auto"``: for each target the median
+        of |τ| over 0.6745, what normal noise of that median would have as standard deviation. Where
+        few of many samples matter, as for language models, it takes away most of what the projection
+        adds (``benchmarks/README.md``); it harms where most samples matter. Train rows beyond 4,096
+        are sampled for it, in 64 places.
     solver : Solver, optional
         One of :mod:`trakstore.kernels`. When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for
         a gram that does not fit the memory limit, else ``Cholesky()``.
@@ -118,7 +122,8 @@ def trak_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
+        in another order, or other ones masked.
     NumericsError
         Non-finite features, or a kernel that is singular at this damping.
     MemoryLimitError
@@ -139,9 +144,9 @@ def trak_scores(
     """
     if average not in (*get_args(Average), "auto"):
         raise TrakStoreError(f"average must be 'auto', 'factors' or 'scores', got {average!r}")
-    soft_threshold = as_number(
-        soft_threshold, "soft_threshold", least=0, needed="must be a number >= 0"
-    )
+    if soft_threshold != "auto":
+        needed = "must be a number >= 0 or 'auto'"
+        soft_threshold = as_number(soft_threshold, "soft_threshold", least=0, needed=needed)
     damped = Damping.of(TRAIN_DAMPING if damping is None else damping)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     if kernel == "sampled" and temperature not in ("auto", None):
@@ -168,7 +173,7 @@ def trak_scores(
             factor,
             column_scale=scale,
             kernel=weighting_of(split),
-            **(sampled.part_values(factor) if sampled else {}),
+            **(sampled.part_values(factor, split) if sampled else {}),
         )
         for pair, split, scale, factor in zip(pairs, kernels, scales, factors, strict=True)
     ]

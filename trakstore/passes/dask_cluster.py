@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
+import dask
 from dask.base import get_scheduler
 
 from trakstore.errors import LocationError, MemoryLimitError, TrakStoreError
@@ -24,6 +25,21 @@ OWN_BYTES = 200_000_000
 USABLE = 0.8
 
 
+def chosen_scheduler() -> Any:
+    """Return the function that Dask would compute with now; None where that is its own default.
+
+    Raises
+    ------
+    RuntimeError
+        When Dask is configured for a client that is gone.
+    """
+    # Dask imports distributed to look for a client, which takes as long as a small command; there is
+    # none where nobody has imported it.
+    if "distributed" not in sys.modules and not dask.config.get("scheduler", None):
+        return None
+    return get_scheduler()
+
+
 def active_client() -> Any:
     """Return the Dask client that ``dask.compute`` would use now, or None.
 
@@ -36,7 +52,7 @@ def active_client() -> Any:
     if "distributed" not in sys.modules:
         return None
     try:
-        client = getattr(get_scheduler(), "__self__", None)
+        client = getattr(chosen_scheduler(), "__self__", None)
     except RuntimeError as error:
         # Dask is configured for a client that is gone.
         raise LocationError(_CLOSED) from error

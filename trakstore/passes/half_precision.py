@@ -11,14 +11,13 @@ import platform
 from functools import cache
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from trakstore.machine_code import compiled_for_all
+from trakstore.machine_code import compiled_for_all, has_x86_feature
 
 F32 = NDArray[np.float32]
 _F32 = np.float32
@@ -28,16 +27,10 @@ _F32 = np.float32
 def has_instructions() -> bool:
     """Tell whether numba compiles for a processor that widens float16 itself, as all here needs it."""
     chosen: Any = numba.core.config
-    if chosen.DISABLE_JIT:
-        return False
     # All 64-bit processors by ARM do, those of Intel and AMD since 2013.
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose another processor than this one. Where it has no
-        # such instruction, the call of a function is compiled that is nowhere: the process would end.
-        if chosen.CPU_FEATURES is not None:
-            return "+f16c" in chosen.CPU_FEATURES.split(",")
-        return bool(llvmlite.binding.get_host_cpu_features().get("f16c", False))
-    return platform.machine().lower() in ("arm64", "aarch64")
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return not chosen.DISABLE_JIT
+    return has_x86_feature("f16c")
 
 
 def _widening(_: Any, bits: Any) -> Any:  # pragma: no cover
@@ -49,19 +42,19 @@ def _widening(_: Any, bits: Any) -> Any:  # pragma: no cover
     return numba.types.float32(bits), widen
 
 
-_float: Any = intrinsic(_widening)
+wide: Any = intrinsic(_widening)
 
 
 @compiled_for_all
 def _widen(out: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
     for i in range(rows.shape[0]):
         for j in range(rows.shape[1]):
-            out[i, j] = _float(rows[i, j])
+            out[i, j] = wide(rows[i, j])
 
 
 # Both have four sums at a time, since each addition to a single one would wait for the one before.
 @compiled_for_all
-def _one(out: F32, left: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
+def one_target(out: F32, left: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
     """Multiply one target with rows, four rows at a time."""
     count, columns = rows.shape
     for first in range(0, count, 4):
@@ -71,20 +64,20 @@ def _one(out: F32, left: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no c
         a, b, c, d = _F32(0), _F32(0), _F32(0), _F32(0)
         for j in range(columns):
             value = left[j]
-            a += value * _float(rows[i, j])
-            b += value * _float(rows[i1, j])
-            c += value * _float(rows[i2, j])
-            d += value * _float(rows[i3, j])
+            a += value * wide(rows[i, j])
+            b += value * wide(rows[i1, j])
+            c += value * wide(rows[i2, j])
+            d += value * wide(rows[i3, j])
         out[i], out[i1], out[i2], out[i3] = a, b, c, d
 
 
 @compiled_for_all
-def _four(out: F32, lefts: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
+def four_targets(out: F32, lefts: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
     """Multiply four targets with rows, each of which is widened once."""
     for i in range(rows.shape[0]):
         a, b, c, d = _F32(0), _F32(0), _F32(0), _F32(0)
         for j in range(rows.shape[1]):
-            value = _float(rows[i, j])
+            value = wide(rows[i, j])
             a += value * lefts[0, j]
             b += value * lefts[1, j]
             c += value * lefts[2, j]
@@ -103,9 +96,9 @@ def few_products(lefts: F32, rows: NDArray[np.float16], out: F32) -> None:
     """Compute ``lefts @ rows.T`` in float32, shapes (m, k), (n, k) and (m, n), for few targets."""
     bits, whole = _bits(rows), len(lefts) // 4 * 4
     for at in range(0, whole, 4):
-        _four(out[at : at + 4], lefts[at : at + 4], bits)
+        four_targets(out[at : at + 4], lefts[at : at + 4], bits)
     for at in range(whole, len(lefts)):
-        _one(out[at], lefts[at], bits)
+        one_target(out[at], lefts[at], bits)
 
 
 def _bits(rows: NDArray[np.float16]) -> NDArray[np.uint16]:

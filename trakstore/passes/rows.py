@@ -315,6 +315,11 @@ def together(
     return read_together((one for rows in wanted for one in _stored(*rows)), most)
 
 
+def is_near(rows: Rows) -> bool:
+    """Tell whether no row that these are made of is on another machine."""
+    return next(_stored(rows, 0, min(1, rows.shape[0])), None) is None
+
+
 def _stored(
     rows: Rows | View | None, start: int, stop: int
 ) -> Iterator[tuple[StoredColumn, int, int]]:

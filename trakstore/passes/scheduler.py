@@ -27,7 +27,7 @@ from typing import Any, TypeVar, cast
 
 import dask
 from dask import threaded
-from dask.base import compute, get_scheduler
+from dask.base import compute
 from dask.callbacks import Callback
 from dask.delayed import delayed
 from dask.local import get_sync
@@ -35,7 +35,13 @@ from dask.system import CPU_COUNT
 from threadpoolctl import ThreadpoolController
 
 from trakstore.errors import TrakStoreError
-from trakstore.passes.dask_cluster import active_client, compute_on, listening, workers_of
+from trakstore.passes.dask_cluster import (
+    active_client,
+    chosen_scheduler,
+    compute_on,
+    listening,
+    workers_of,
+)
 from trakstore.passes.rows import Rows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage.backends.buffers import reused_buffers
@@ -192,7 +198,9 @@ def map_reduce(
     client = active_client()
     if client is None:
         with _RangeProgress(finished, ranges_of_rows), one_blas_thread():
-            result: R = compute(_merge_tree(task, ranges_of_rows, merge), num_workers=workers)[0]
+            tree = _merge_tree(task, ranges_of_rows, merge)
+            how = chosen_scheduler() or threaded.get
+            result: R = compute(tree, scheduler=how, num_workers=workers)[0]
         return result
     topic = f"trakstore-{uuid.uuid4().hex}" if finished is not None else None
     with listening(client, topic, finished):
@@ -266,7 +274,7 @@ def _run_range(task: Callable[[int, int], R], start: int, stop: int, topic: str 
 
 def in_this_process() -> bool:
     """Tell whether tasks run in this process, and so may write into its arrays."""
-    return get_scheduler() in (None, threaded.get, get_sync)
+    return chosen_scheduler() in (None, threaded.get, get_sync)
 
 
 def task_slots() -> int:
@@ -274,6 +282,6 @@ def task_slots() -> int:
     client = active_client()
     if client is not None:
         return max((one["nthreads"] for one in workers_of(client).values()), default=1)
-    if get_scheduler() is get_sync:
+    if chosen_scheduler() is get_sync:
         return 1
     return int(dask.config.get("num_workers", None) or CPU_COUNT)

@@ -61,7 +61,7 @@ def _own_class(findings: Findings) -> Iterator[Highlight]:
     classes = findings.classes
     if classes is not None:
         text = (
-            f"{classes.share:.0%} of what helps is of the target's own class, as are "
+            f"{classes.share:.0%} of all positive score is from the target's own class, which has "
             f"{classes.base:.0%} of the train samples."
         )
         yield Highlight("Own class", text, "classes")

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.report.sample import LETTERS, Shown, shown_text, strongest_of
 from trakstore.report.text_parts import ScoredPart, TextPart, token_parts
 from trakstore.scores.factored import Scores
 from trakstore.scores.row_parts import of_row_parts, parts_apart
+from trakstore.spec.rounding import is_rounded, rounding_of
+from trakstore.storage.eight_bits import EIGHT_BITS
 
 if TYPE_CHECKING:  # it needs torch
     from trakstore.features.query_rows import LoadedModels
@@ -20,8 +23,9 @@ if TYPE_CHECKING:  # it needs torch
 
 __all__ = ["ScoredTokens", "scored_tokens"]
 
-# Most that stored rows are off by, relative to them, in 8 bits or lower precision.
-_APART = 0.1
+# Most that a sum of scores in float32 is off by, as a share of their magnitudes.
+_SUMS_APART = 1e-3
+_OTHERS = "the job gives another sample, or other tokens, than were featurized"
 _IGNORED = -100  # the label of tokens that have no loss, as transformers has it
 
 
@@ -121,22 +125,37 @@ def scored_tokens(
     TrakStoreError
         The job's output is not made of tokens, or the scores are no sums over them.
     SpecMismatchError
-        The tokens' rows do not add up to the stored one: the store has the features of another sample.
+        The tokens' rows do not add up to the stored one, or their scores to the sample's, by more than
+        the store's precision explains: the store has the features of another sample.
     """
     own = models.tokens(sample, scores.epochs[0])
     if not len(own.numbers):
         raise TrakStoreError("the sample has no token that counts, whose score could be shown")
     values = np.zeros(len(own.numbers), dtype=np.float32)
+    spec, most = models.spec, rounding_of(models.spec)
     # Rows of one epoch are let go of before those of the next are there: they may be many.
     for epoch, parts in models.token_rows(sample, len(own.numbers), scores.epochs, go_on):
-        apart = parts_apart(scores, column, epoch, parts)
-        if not apart < _APART:
+        apart = parts_apart(scores, column, epoch, parts, eight_bits=spec.dtype == EIGHT_BITS)
+        if not apart < most:
             raise SpecMismatchError(
                 f"rows of the tokens add up to another row than the stored one (relative difference "
-                f"{apart:.2g}): the job gives another sample, or other tokens, than were featurized"
+                f"{apart:.2g}; the store's precision explains {most:g}): {_OTHERS}"
             )
         values += of_row_parts(scores, column, epoch, parts)[0]
+    # Where rows are rounded, a score may be as small as what that changes of it.
+    if not is_rounded(spec):
+        _need_sum(values, float(np.asarray(scores.isel(train=column)).item()))
     return ScoredTokens(_parts(own, tokenizer or _Numbers(), values.astype(float).tolist()))
+
+
+def _need_sum(values: NDArray[np.float32], score: float) -> None:
+    """Raise a :class:`SpecMismatchError` where scores of tokens do not add up to their sample's."""
+    total, size = float(values.sum(dtype=np.float64)), float(np.abs(values).sum(dtype=np.float64))
+    if not abs(total - score) <= _SUMS_APART * size:
+        raise SpecMismatchError(
+            f"scores of the tokens add up to {total:.6g}, and the sample's score is {score:.6g}: "
+            f"{_OTHERS}"
+        )
 
 
 def _parts(own: ReadTokens, tokenizer: Any, values: Sequence[float]) -> tuple[TextPart, ...]:

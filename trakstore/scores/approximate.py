@@ -47,7 +47,8 @@ def approximate_top_k(
     candidates : int, optional
         Candidates of each target, k to n. By default the most of 2,048, n/256 and 10 k.
     order : {"largest", "smallest", "magnitude"}
-        Scores that come first. Equal scores are ordered by train position.
+        Scores that come first. Equal scores are ordered by train position; where more are equal than
+        a list has room for, it may have others of them than that of :func:`top_k`.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -56,7 +57,8 @@ def approximate_top_k(
     Dataset
         As for :func:`top_k`. Its attributes say the ``candidates`` of each list and the ``recall``:
         the share of the exact lists (``recall_k`` entries of ``checked`` targets) that was found when
-        the index was built, with ``recall_candidates`` each; 1 where all rows were candidates. It is
+        the index was built, with ``recall_candidates`` each, where any of equal scores will do; 1
+        where all rows were candidates. It is
         measured on the largest scores with all train rows: for another order, a selection of rows, or
         a method that it was not built with, it is NaN and the others are 0.
 

@@ -31,6 +31,8 @@ class DeviceTiles:
     def __init__(self, window: Any, device: str) -> None:
         there = torch.device(device)
         self._window, self._lefts = window, _lefts(window, there)
+        own = window.thresholds
+        self._thresholds = None if own is None else to_device(own[:, None], there)
         # Apart, since a scale that is as small as a column would have the place of a tile of features.
         self._features = Upload(there)
         self._columns = Upload(there, self._features.streams)
@@ -48,8 +50,8 @@ class DeviceTiles:
         if window.scale is not None:
             with self._column(window.scale, start, stop) as column:
                 total *= column
-        if window.soft_threshold:
-            total -= total.clamp(-window.soft_threshold, window.soft_threshold)
+        if self._thresholds is not None:
+            total -= total.clamp(-self._thresholds, self._thresholds)
         return total
 
     def host_tile(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:

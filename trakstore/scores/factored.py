@@ -19,13 +19,16 @@ from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
+from trakstore.scores.own_thresholds import own_thresholds, sampled_rows
 from trakstore.scores.parts import F32, Part, TileMaker, Window, held_bytes
+from trakstore.scores.vanishing import refuse_vanishing
 from trakstore.scores.window_plans import ScoreSizes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch, as_epoch
 
 Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Average: TypeAlias = Literal["factors", "scores"]
+SoftThreshold: TypeAlias = float | Literal["auto"]
 
 # Values of one block of the lazy array: 32 MB.
 BLOCK_VALUES = 2**23
@@ -54,8 +57,12 @@ class Scores:
         Classes.
     device : str
         Device that computes tiles: see :meth:`to`.
-    soft_threshold : float
-        s of ``sign(τ)·max(|τ| − s, 0)``, applied to each score last; 0 changes nothing.
+    soft_threshold : float or "auto"
+        s of ``sign(τ)·max(|τ| − s, 0)``, applied to each score last; 0 changes nothing. ``"auto"``:
+        each target's own, the spread of its scores with most train rows (:mod:`own_thresholds`).
+    threshold_parts : tuple of Part
+        Parts with the train rows that ``"auto"`` looks at: of all train rows when the scores were made,
+        so that no score depends on what is selected later. Empty for other thresholds.
 
     Raises
     ------
@@ -85,11 +92,16 @@ class Scores:
     train_labels: Rows | None = None
     target_labels: Rows | None = None
     device: str = "cpu"
-    soft_threshold: float = 0.0
+    soft_threshold: SoftThreshold = 0.0
+    threshold_parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.parts:
             raise TrakStoreError("scores need at least one epoch")
+        if self.soft_threshold == "auto" and not self.threshold_parts:
+            every, rows = range(self.parts[0].target.shape[0]), self.parts[0].train.shape[0]
+            sampled = tuple(part.isel(every, sampled_rows(rows)) for part in self.parts)
+            object.__setattr__(self, "threshold_parts", sampled)
         for part in self.parts:
             # Parts are added up entry by entry, so that all have the same targets and train rows.
             got = (part.target.shape[0], part.train.shape[0])
@@ -136,7 +148,10 @@ class Scores:
     @property
     def scale_apart(self) -> MeanRows | None:
         """The mean of the column scales, where they are averaged apart from the products."""
-        given = tuple(part.column_scale for part in self.parts if part.column_scale is not None)
+        return self._scale_apart(self.parts)
+
+    def _scale_apart(self, parts: Sequence[Part]) -> MeanRows | None:
+        given = tuple(part.column_scale for part in parts if part.column_scale is not None)
         return MeanRows(given) if self.average == "factors" and given else None
 
     @property
@@ -187,14 +202,27 @@ class Scores:
             lefts = tuple(part.left(start, stop) for part in self.parts)
         for left, share in zip(lefts, self.shares, strict=True):
             left *= np.float32(share)
-        apart = self.scale_apart
+        refuse_vanishing(lefts, self.parts, self.scale_apart, start)
+        if self.soft_threshold == "auto":
+            sampled = [part for part in self.threshold_parts if part.epoch in self.epochs]
+            thresholds = own_thresholds(self._window(lefts, sampled, None, ahead))
+        elif self.soft_threshold:
+            thresholds = np.full(len(lefts[0]), self.soft_threshold, np.float32)
+        else:
+            thresholds = None
+        return self._window(lefts, self.parts, thresholds, ahead)
+
+    def _window(
+        self, lefts: tuple[F32, ...], parts: Sequence[Part], thresholds: F32 | None, ahead: int
+    ) -> Window:
+        apart = self._scale_apart(parts)
         return Window(
             lefts,
-            tuple(part.train for part in self.parts),
-            tuple(None if apart else part.column_scale for part in self.parts),
+            tuple(part.train for part in parts),
+            tuple(None if apart else part.column_scale for part in parts),
             apart,
             self.device,
-            self.soft_threshold,
+            thresholds,
             ahead,
         )
 

@@ -12,9 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError
-from trakstore.kernels.metric_root import square_root
-from trakstore.kernels.solvers import Factor
+from trakstore.errors import DamagedError, TrakStoreError
 from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.passes.scheduler import tile_rows
@@ -22,10 +20,10 @@ from trakstore.planning import ranges
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
-from trakstore.scores.index_recall import measured
+from trakstore.scores.index_recall import has_fallen, measured
 from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32
-from trakstore.scores.sign_codes import Turn, one_torch_thread
+from trakstore.scores.sign_codes import Turn, need_compiler, one_torch_thread
 from trakstore.scores.top_k import plan_top_k
 from trakstore.scores.train_index import TrainIndex, need_index_memory
 from trakstore.storage.backends.location import Location
@@ -34,6 +32,7 @@ from trakstore.storage.row_reads import row_checksums
 from trakstore.storage.stored import StoredColumn
 from trakstore.storage.tables.index_documents import (
     IndexDocument,
+    Recall,
     check_index,
     chunk_rows_of,
     known_index,
@@ -48,14 +47,19 @@ from trakstore.storage.tables.saved_table import (
 
 # Values of rows from which on torch, which takes seconds to import, multiplies integers.
 _INTEGER_VALUES = 2**26
+# Places in which rows are looked at before all are multiplied so, and rows of each: at most that many
+# chunks are read twice.
+_PLACES, _PLACE_ROWS = 16, 64
+_ENTRIES = 10  # of a list that recall is measured on
 
 
 def build_index(
     scores: Scores,
     *,
-    k: int = 10,
+    k: int = _ENTRIES,
     checked: int = 16,
     seed: int = 0,
+    anew: bool = False,
     memory_limit: int | str | None = None,
 ) -> TrainIndex:
     r"""Build, or bring up to date, the index that :func:`approximate_top_k` finds candidates with.
@@ -70,11 +74,14 @@ def build_index(
 
     The index is kept in the store beside the features, one for each train split and kernel, and is
     found there by scores of the same split, epochs, kernel and damping. A build that is refused leaves
-    the index that is there. Masked rows are in it, and in no answer. After an append, the same call
-    adds the new rows. A call that was stopped goes on where it was. The train rows are read once for
-    the codes, and once for the exact lists of ``checked`` targets, by which the recall is measured
-    that answers with such scores tell: it is kept for each method, and measured only of scores with
-    all train rows.
+    the index that is there. Masked rows are in it, and in no answer. A call that was stopped goes on
+    where it was. The train rows are read once for the codes, and once for the exact lists of
+    ``checked`` targets, by which the recall is measured that answers with such scores tell: it is kept
+    for each method, and measured only of scores with all train rows.
+
+    After an append, the same call adds the new rows, by the S of before. New rows may vary in other
+    directions, of which that S knows nothing: once there are more than twice the rows that S was of,
+    or the recall of the same kind of scores fell by more than 0.1, the index is built anew.
 
     Parameters
     ----------
@@ -82,11 +89,17 @@ def build_index(
         Scores of targets of a store with its train rows, from :func:`trak_scores`,
         :func:`influence_scores`, :func:`grad_dot_scores` or the like.
     k : int
-        Entries of the lists that recall is measured on.
+        Entries of the lists that recall is measured on, n at most (all of fewer than 10 rows). A list
+        of so many that all rows are candidates replaces no recall that was measured with fewer.
     checked : int
-        Targets, evenly spaced, that recall is measured on; none when 0.
+        Targets, evenly spaced, that recall is measured on; none when 0, which leaves what was measured
+        on the same codes.
     seed : int
         Seed of the rotations.
+    anew : bool
+        Build an index with S of the rows as they are now, whatever is stored: after many samples were
+        masked, say, or where the recall is low. It also replaces an index of more rows than the store
+        has now, which is refused otherwise.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -118,21 +131,26 @@ def build_index(
     (24, 4)
     """
     need_scores(scores)
+    need_compiler()
     k, checked, seed = (
-        as_whole(k, "k", 1),
+        as_whole(k, "k", 1, max(_ENTRIES, scores.shape[1])),
         as_whole(checked, "checked", 0),
         as_whole(seed, "seed", 0),
     )
+    if not isinstance(anew, bool):
+        raise TrakStoreError(f"anew must be True or False, got {anew!r}")
     rows, limit = IndexedRows.of(scores), memory_budget(memory_limit)
     if checked:
         few = scores.isel(target=slice(0, checked))
         plan_top_k(few.sizes, min(k, scores.shape[1]), None, memory_limit)
     with claimed(rows.location, rows.path, "index"):
-        begun = _begun(rows, seed, limit)
-        if begun.pending is not None:
-            _encode(rows, begun.document, begun.arrays, limit)
-        index = TrainIndex.read(rows, begun.document, begun.arrays, limit)
+        begun = _stored_or_new(rows, seed, limit, anew=anew)
+        index = _coded(rows, begun, limit)
         made = measured(index, scores, k, checked, memory_limit)
+        if has_fallen(begun.recalls_before, made, scores):
+            begun = _new(rows, _wanted(rows, seed), limit)
+            index = _coded(rows, begun, limit)
+            made = measured(index, scores, k, checked, memory_limit)
         pending = begun.pending or begin_longer_table(
             rows.location, rows.path, begun.arrays, begun.document.token
         )
@@ -151,51 +169,78 @@ class _Begun:
     arrays : list of SavedArray
     pending : bytes or None
         Document that is there until all rows have codes; None where they have.
+    recalls_before : tuple of Recall
+        Recalls of the index that rows are added to, by which its turns are judged.
     """
 
     document: IndexDocument
     arrays: list[SavedArray]
     pending: bytes | None
+    recalls_before: tuple[Recall, ...] = ()
 
 
-def _begun(rows: IndexedRows, seed: int, limit: int) -> _Begun:
-    """Begin an index, or go on with the stored one, which is touched once all has been checked."""
-    place, path, wanted = rows.location, rows.path, rows.document(seed)
-    wanted = replace(
+def _wanted(rows: IndexedRows, seed: int) -> IndexDocument:
+    """Return the document of an index whose turns are of the rows as they are now."""
+    wanted = rows.document(seed)
+    return replace(
         wanted,
         blocks=rows.blocks_digest(wanted.rows),
         whole_blocks=rows.blocks_digest(wanted.rows, whole=True),
     )
-    spec: Any = rows.columns[0].committed_by
-    step = chunk_rows_of(wanted.dim, spec.block_rows)
-    stored = _stored(place, path)
+
+
+def _stored_or_new(rows: IndexedRows, seed: int, limit: int, *, anew: bool) -> _Begun:
+    """Begin an index, or go on with the stored one, which is touched once all has been checked."""
+    place, path, wanted = rows.location, rows.path, _wanted(rows, seed)
+    stored = None if anew else _stored(place, path)
     if stored is not None:
         rows.refuse_longer(stored[0])
-    if stored is not None and _goes_on(rows, stored, wanted, step):
-        old, known, is_whole = stored
-        # The turns stay, so that a λ that drifts a little with each append is told from theirs.
-        kept = replace(wanted, dampings=old.dampings)
-        arrays = [replace(one, tails=None) for one in kept.arrays(known["signs"].chunks[1])]
-        if is_whole and old.rows == kept.rows:
-            # No row is coded: what was measured on these codes stays.
-            kept = replace(kept, recalls=old.recalls)
-            return _Begun(kept, [known[one.name] for one in arrays], None)
-        _need_memory(rows, kept, arrays, limit)
-        return _Begun(kept, arrays, begin_longer_table(place, path, arrays, kept.token))
-    arrays = wanted.arrays(step)
+    if stored is None or not _goes_on(rows, stored, wanted):
+        return _new(rows, wanted, limit)
+    old, known, is_whole = stored
+    # The turns stay, so that a λ that drifts a little with each append is told from theirs.
+    kept = replace(wanted, dampings=old.dampings, turned_rows=old.turned_rows or old.rows)
+    arrays = [replace(one, tails=None) for one in kept.arrays(known["signs"].chunks[1])]
+    if is_whole and old.rows == kept.rows:
+        # No row is coded: what was measured on these codes stays.
+        kept = replace(kept, recalls=old.recalls)
+        return _Begun(kept, [known[one.name] for one in arrays], None)
+    _need_memory(rows, kept, arrays, limit)
+    # What was measured before the rows were added is kept until they have codes, for a call that goes
+    # on with this one.
+    token = replace(kept, recalls=old.recalls).token
+    return _Begun(kept, arrays, begin_longer_table(place, path, arrays, token), old.recalls)
+
+
+def _new(rows: IndexedRows, wanted: IndexDocument, limit: int) -> _Begun:
+    """Begin an index without what is stored, once all has been checked."""
+    place, path = rows.location, rows.path
+    arrays = wanted.arrays(_chunk_rows(rows))
     _need_memory(rows, wanted, arrays, limit)
-    turns = list(_turns(rows, wanted))
+    turns = list(rows.turns(wanted.seed))
     pending = begin_table(place, path, arrays, wanted.token)
     for at, turn in enumerate(turns):
         arrays[0].write(place, path, turn[None], (at, 0, 0))
     return _Begun(wanted, arrays, pending)
 
 
-def _goes_on(rows: IndexedRows, stored: _Stored, wanted: IndexDocument, step: int) -> bool:
+def _coded(rows: IndexedRows, begun: _Begun, limit: int) -> TrainIndex:
+    """Write the codes of an index that lack, and read it."""
+    if begun.pending is not None:
+        _encode(rows, begun.document, begun.arrays, limit)
+    return TrainIndex.read(rows, begun.document, begun.arrays, limit)
+
+
+def _chunk_rows(rows: IndexedRows) -> int:
+    spec: Any = rows.columns[0].committed_by
+    return chunk_rows_of(rows.columns[0].shape[1], spec.block_rows)
+
+
+def _goes_on(rows: IndexedRows, stored: _Stored, wanted: IndexDocument) -> bool:
     """Tell whether the codes of a stored index, or of one that was begun, stay."""
     old, known, _ = stored
     # Chunks of an index that was first of few rows are too small for many.
-    small = known["signs"].chunks[1] < min(step, wanted.rows)
+    small = known["signs"].chunks[1] < min(_chunk_rows(rows), wanted.rows)
     return not (small and old.rows < wanted.rows) and rows.grows_from(old, wanted)
 
 
@@ -222,20 +267,6 @@ def _stored(place: Location, path: str) -> _Stored | None:
     return found
 
 
-def _turns(rows: IndexedRows, wanted: IndexDocument) -> Iterator[F32]:
-    """Yield the matrix R Sᵀ of each epoch, which turns left factors L to x."""
-    rng = np.random.default_rng(wanted.seed)
-    for part in rows.parts:
-        normal = rng.standard_normal((wanted.dim, wanted.dim), dtype=np.float32)
-        rotation: F32 = np.linalg.qr(normal)[0]
-        root = None if part.factor is None else _root(part.factor)
-        yield rotation if root is None else rotation @ root.T
-
-
-def _root(factor: Factor) -> F32:
-    return square_root(factor).astype(np.float32)
-
-
 def _encode(
     rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
 ) -> None:
@@ -254,7 +285,7 @@ def _encode(
             matrix = np.linalg.inv(turn).astype(np.float32)
             coder = Turn.of(matrix, integers=False)
             if integers:
-                coder = coder.in_integers(_finite(column.read(0, min(tile, wanted.rows))))
+                coder = coder.in_integers(_spread_rows(column))
             one = _EncodePass(step, column, coder, at, tile, rows.path, tuple(arrays))
             one.run(wanted.rows, workers=workers, finished=progress.advance)
 
@@ -269,6 +300,14 @@ def _workers(
     item = rows.columns[0].form.values.itemsize
     each = min(tile, wanted.rows) * dim * (item + 14) + min(step, wanted.rows) * (dim // 8 + 16)
     return fitting_slots(36 * dim * dim, each, limit, f"an index of rows of {dim}")
+
+
+def _spread_rows(column: StoredColumn) -> F32:
+    """Read some rows of a column, in places that are evenly spaced: rows may be sorted by source."""
+    rows = column.shape[0]
+    starts = np.unique(np.linspace(0, max(0, rows - _PLACE_ROWS), _PLACES).astype(int))
+    some = [column.read(start, min(start + _PLACE_ROWS, rows)) for start in starts.tolist()]
+    return _finite(np.concatenate(some))
 
 
 def _takes_integers(values: int) -> bool:
@@ -337,7 +376,10 @@ class _EncodePass(Pass[None, None]):
 def _finite(rows: NDArray[Any]) -> F32:
     """Return rows as float32, with zeros for those that were bad when they were written: all NaN."""
     wide = _widened(rows)
-    wide[~np.isfinite(wide).all(axis=1)] = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A finite sum says so of all its terms, and nearly all rows have one: the others are looked at.
+        others = np.flatnonzero(~np.isfinite(np.add.reduce(wide, axis=1)))
+    wide[others[~np.isfinite(wide[others]).all(axis=1)]] = 0
     return wide
 
 

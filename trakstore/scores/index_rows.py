@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.kernels.metric_root import square_root
 from trakstore.passes.rows import Rows, TakenRows, UnmaskedRows
 from trakstore.planning import ranges
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Part
+from trakstore.scores.parts import F32, Part
 from trakstore.storage import layout
 from trakstore.storage.backends.chunks import TAIL
 from trakstore.storage.backends.location import Location
@@ -22,6 +26,10 @@ UNWEIGHTED = "unweighted"  # of a kernel whose rows count alike,
 SAMPLED = "sampled"  # and of one of rows with drawn labels
 # λ follows the rows: some that are masked or appended change it by about their share.
 _DAMPING_SHARE = 0.2
+# The turns are of the K of the first rows: those that vary in other directions are found badly by them.
+# Where rows become more than so many times those of the turns, all are coded again by new turns, which
+# costs at most as many codes as there are rows, however often some are appended.
+_MOST_GROWTH = 2
 _RECORDS_AT_ONCE = 4096  # commit records whose ends are read at once
 
 
@@ -94,6 +102,7 @@ class IndexedRows:
         specs: list[Any] = [one.committed_by for one in self.columns]
         rows, dim = self.columns[0].shape
         factors = [part.factor for part in self.parts]
+        drawn = [part.sampled for part in self.parts if part.sampled is not None]
         return IndexDocument(
             self.kernel,
             tuple(str(part.epoch) for part in self.parts),
@@ -102,6 +111,9 @@ class IndexedRows:
             rows,
             dim,
             seed,
+            turned_rows=rows,
+            sampled=tuple(one.nonce for one in drawn),
+            draws=drawn[0].draws if drawn else 0,
         )
 
     def blocks_digest(self, rows: int, *, whole: bool = False) -> str:
@@ -125,12 +137,24 @@ class IndexedRows:
                     digest.update(end or b"")
         return digest.hexdigest()
 
+    def turns(self, seed: int) -> Iterator[F32]:
+        """Yield the matrix R Sᵀ of each epoch, (k, k), which turns left factors L to x."""
+        rng, dim = np.random.default_rng(seed), self.columns[0].shape[1]
+        for part in self.parts:
+            normal = rng.standard_normal((dim, dim), dtype=np.float32)
+            rotation: F32 = np.linalg.qr(normal)[0]
+            if part.factor is None:
+                yield rotation
+            else:
+                yield rotation @ square_root(part.factor).astype(np.float32).T
+
     def grows_from(self, stored: IndexDocument, wanted: IndexDocument) -> bool:
         """Tell whether an index becomes the wanted one by adding the rows behind its last."""
         if (
             not _same_rows(stored, wanted)
             or stored.seed != wanted.seed
             or stored.rows > wanted.rows
+            or wanted.rows > _MOST_GROWTH * (stored.turned_rows or stored.rows)
             or not _near(stored, wanted)
         ):
             return False
@@ -145,7 +169,7 @@ class IndexedRows:
             raise SpecMismatchError(
                 f"the index at {self.path} of {self.location} has {stored.rows} rows, these scores "
                 f"have {wanted.rows}: rows were appended since the store was opened; open the store "
-                f"again (if it still has no more, delete the index)"
+                f"again (if it still has no more, build the index with anew=True, or --anew)"
             )
 
     def refuse_other(self, stored: IndexDocument) -> None:
@@ -165,6 +189,11 @@ class IndexedRows:
             raise SpecMismatchError(
                 f"{where} has {stored.rows} rows of {wanted.rows}: rows were appended since{again}"
             )
+        if (stored.sampled, stored.draws) != (wanted.sampled, wanted.draws):
+            raise SpecMismatchError(
+                f"{where} is of other sampled rows ({_drawn(stored)}) than these scores "
+                f"({_drawn(wanted)}): they were replaced since{again}"
+            )
         if not _near(stored, wanted):
             raise SpecMismatchError(
                 f"{where} was made with the damping λ={_shown(stored)}, these scores have "
@@ -181,7 +210,7 @@ class IndexedRows:
 
 
 def _same_rows(stored: IndexDocument, wanted: IndexDocument) -> bool:
-    names = ("kernel", "epochs", "nonces", "dim")
+    names = ("kernel", "epochs", "nonces", "dim", "sampled", "draws")
     return all(getattr(stored, name) == getattr(wanted, name) for name in names)
 
 
@@ -196,7 +225,16 @@ def _near(stored: IndexDocument, wanted: IndexDocument) -> bool:
 
 
 def _shown(document: IndexDocument) -> str:
-    return ", ".join("none" if one is None else f"{one:.3g}" for one in document.dampings)
+    # The λ of a sum over draws is that of the kernel times their number.
+    given = [one and one / (document.draws or 1) for one in document.dampings]
+    return ", ".join("none" if one is None else f"{one:.3g}" for one in given)
+
+
+def _drawn(document: IndexDocument) -> str:
+    """Name the sampled rows of an index; an index of before these were kept names none."""
+    if not document.sampled:
+        return "not told"
+    return f"{document.draws} draws, {', '.join(f'{one:08x}' for one in document.sampled)}"
 
 
 def _stored(rows: Rows) -> StoredColumn | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.gpu import usable_device, working_on_gpu
+from trakstore.passes.last_chunk import LastChunk
 from trakstore.passes.rows import Rows, Taken, take, together
 from trakstore.passes.scheduler import tile_rows
 from trakstore.passes.sent import Sent
@@ -28,6 +29,13 @@ F32: TypeAlias = NDArray[np.float32]
 FEW_TARGETS = 16
 # Values of float16 features from which on these loops are used: 64 MB.
 MANY_VALUES = 2**25
+
+
+class SampledRows(NamedTuple):
+    """Nonce of a split of drawn labels, and its rows for each train row."""
+
+    nonce: int
+    draws: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +60,8 @@ class Part:
         them by its inverse.
     kernel : str
         Name of the weighting of K, or of the mix of two: it tells factors of one λ apart.
-    sampled : bool
-        True where the rows of K are those of labels that were drawn from the model.
+    sampled : SampledRows, optional
+        The rows of K, where these have labels that were drawn from the model.
     """
 
     epoch: Epoch
@@ -67,7 +75,7 @@ class Part:
     kernel: str = ""
     # In no token of scores: weight, length and λ differ from those of train rows, and scores that were
     # saved before this was told keep their token.
-    sampled: bool = False
+    sampled: SampledRows | None = None
 
     @property
     def solve_rows(self) -> int:
@@ -167,8 +175,8 @@ class Window(Sent):
         Column scale of their sum.
     device : str
         Device that computes tiles.
-    soft_threshold : float
-        See :class:`~trakstore.Scores`.
+    thresholds : ndarray of float32, shape (w,), optional
+        Soft threshold of each target, see :class:`~trakstore.Scores`; without, scores stay as they are.
     ahead : int
         Bytes of stored train rows that each task may read before it asks for them.
     """
@@ -178,7 +186,7 @@ class Window(Sent):
     scales: tuple[Rows | None, ...]
     scale: Rows | None
     device: str = "cpu"
-    soft_threshold: float = 0.0
+    thresholds: F32 | None = None
     ahead: int = AHEAD_BYTES
 
     def reading(self, tiles: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
@@ -197,6 +205,12 @@ class Window(Sent):
 
         return DeviceTiles(self, device)
 
+    def of_targets(self, start: int, stop: int) -> Window:
+        """Return the window of some of its targets."""
+        thresholds = None if self.thresholds is None else self.thresholds[start:stop]
+        lefts = tuple(left[start:stop] for left in self.lefts)
+        return replace(self, lefts=lefts, thresholds=thresholds)
+
     def on_cpu(self) -> Window:
         """Return the same window with its tiles on the CPU."""
         return self if self.device == "cpu" else replace(self, device="cpu")
@@ -210,7 +224,7 @@ class Window(Sent):
         if out is None:
             out = np.empty((len(self.lefts[0]), stop - start), dtype=np.float32)
         self._fill(start, stop, out)
-        return self._shrunk(out)
+        return out if self.thresholds is None else _shrunk(out, self.thresholds[:, None])
 
     def entries(
         self, start: int, stop: int, targets: NDArray[np.int64], columns: NDArray[np.int64]
@@ -223,31 +237,22 @@ class Window(Sent):
             out += product if scale is None else product * _column(scale, start, stop)[columns]
         if self.scale is not None:
             out *= _column(self.scale, start, stop)[columns]
-        return self._shrunk(out)
-
-    def _shrunk(self, out: F32) -> F32:
-        """Compute sign(τ)·max(|τ| − s, 0), which is τ less its share within −s..s, in place."""
-        if self.soft_threshold:
-            out -= np.clip(out, -self.soft_threshold, self.soft_threshold)
-        return out
+        return out if self.thresholds is None else _shrunk(out, self.thresholds[targets])
 
     def _fill(self, start: int, stop: int, out: F32) -> None:
         # Whoever takes the tile looks for scores that are not finite.
         with np.errstate(over="ignore", invalid="ignore"):
             parts = zip(self.lefts, self.trains, self.scales, strict=True)
             for at, (left, train, scale) in enumerate(parts):
-                rows = train.read(start, stop)
                 if len(left) <= FEW_TARGETS and _are_many_halves(train):
-                    from trakstore.passes.half_precision import few_products
-
                     product = out if at == 0 else np.empty_like(out)
-                    few_products(left, rows, product)
+                    _multiply_halves(left, train, start, stop, product)
                     if scale is not None:
                         product *= _column(scale, start, stop)
                     if at:
                         out += product
                     continue
-                right = _float32(rows, train)
+                right = _float32(train.read(start, stop), train)
                 if scale is not None:
                     right = right * _column(scale, start, stop)[:, None]
                 # The first product goes straight into the tile; only the others need room of their own.
@@ -259,6 +264,12 @@ class Window(Sent):
                 out *= _column(self.scale, start, stop)
 
 
+def _shrunk(out: F32, threshold: F32) -> F32:
+    """Compute sign(τ)·max(|τ| − s, 0), which is τ less its share within −s..s, in place."""
+    out -= np.clip(out, -threshold, threshold)
+    return out
+
+
 def _are_many_halves(train: Rows) -> bool:
     """Tell whether rows are float16, and so many that compiled loops are worth their start."""
     if train.dtype != np.float16 or math.prod(train.shape) < MANY_VALUES:
@@ -267,6 +278,15 @@ def _are_many_halves(train: Rows) -> bool:
     from trakstore.passes.half_precision import has_instructions
 
     return has_instructions()
+
+
+def _multiply_halves(left: F32, train: Rows, start: int, stop: int, out: F32) -> None:
+    """Compute products of few targets with train rows that are float16, without widening them first."""
+    from trakstore.passes.checked_products import checked_products
+    from trakstore.passes.half_precision import few_products
+
+    if not checked_products(left, train, start, stop, out):
+        few_products(left, train.read(start, stop), out)
 
 
 def _float32(rows: NDArray[Any], train: Rows) -> F32:
@@ -283,7 +303,9 @@ class _HostTiles:
     """Tiles in memory, each in the place of the one before it."""
 
     def __init__(self, window: Window, step: int) -> None:
-        self._window, self._step = window, step
+        scales = tuple(one and LastChunk(one) for one in window.scales)
+        scale = window.scale and LastChunk(window.scale)
+        self._window, self._step = replace(window, scales=scales, scale=scale), step
         self._buffer: F32 | None = None
 
     def tile(self, start: int, stop: int) -> F32:

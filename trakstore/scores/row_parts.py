@@ -10,6 +10,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.passes.rows import ArrayRows, Rows
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import F32
+from trakstore.storage.eight_bits import LARGEST
 from trakstore.storage.layout import Epoch
 
 __all__ = ["of_row_parts", "parts_apart"]
@@ -61,13 +62,35 @@ def of_row_parts(scores: Scores, column: int, epoch: Epoch, parts: F32) -> F32:
     return np.asarray(alone) * np.float32(one.shares[at])
 
 
-def parts_apart(scores: Scores, column: int, epoch: Epoch, parts: F32) -> float:
-    """Return how far the sum of parts is from the train row at an epoch, relative to the row."""
+def parts_apart(
+    scores: Scores, column: int, epoch: Epoch, parts: F32, *, eight_bits: bool = False
+) -> float:
+    """Return how far the sum of parts is from the train row at an epoch, as a share of the row.
+
+    Parameters
+    ----------
+    scores : Scores
+        Scores with all train rows.
+    column : int
+        Place of the row among them.
+    epoch : epoch
+        One of the scores.
+    parts : ndarray of float32, shape (p, k)
+        Rows of features that should add up to the row's.
+    eight_bits : bool
+        True for a row of integers times a scale: half a step of each number is no difference then.
+    """
     one = scores.isel(train=column)
     stored = one.parts[one.epochs.index(epoch)].train.read(0, 1)[0]
-    row, total = np.asarray(stored, dtype=np.float64), parts.sum(axis=0, dtype=np.float64)
-    length = max(np.linalg.norm(row), np.finfo(np.float32).tiny)
-    return float(np.linalg.norm(total - row) / length)
+    row, wide = np.asarray(stored, dtype=np.float64), parts.astype(np.float64)
+    apart = np.abs(wide.sum(axis=0) - row)
+    if eight_bits:
+        # The largest number of a row is LARGEST steps.
+        step = np.abs(row).max(initial=0.0) / LARGEST
+        apart = np.maximum(apart - step / 2, 0)
+    # Parts that nearly cancel leave their own rounding in the sum, however small that is.
+    length = max(np.linalg.norm(row), np.linalg.norm(wide), np.finfo(np.float32).tiny)
+    return float(np.linalg.norm(apart) / length)
 
 
 def _repeated(scale: Rows | None, count: int) -> Rows | None:

@@ -224,7 +224,8 @@ def scores_token(scores: Scores) -> str:
         for part in scores.parts
     ]
     how = (scores.method, scores.reduce, scores.average, scores.soft_threshold)
-    return str(tokenize(*how, scores.shape, tokens))
+    sampled = [part.train.token for part in scores.threshold_parts]
+    return str(tokenize(*how, scores.shape, tokens, *sampled))
 
 
 def _is_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -29,10 +30,11 @@ def read_json(body: bytes) -> dict[str, Any]:
     Raises
     ------
     BadRequestError
-        400: it is none, or has numbers that JSON lacks, or is nested too deep.
+        400: it is none, has numbers that JSON lacks, is nested too deep, or names a field twice.
     """
     try:
-        document = json.loads(body.decode("utf-8"), parse_constant=_no_number)
+        text = body.decode("utf-8")
+        document = json.loads(text, parse_constant=_no_number, object_pairs_hook=_named_once)
         # A half of a surrogate pair is no text: it cannot be written again.
         json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
@@ -41,6 +43,15 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise BadRequestError(400, "the body is not valid JSON") from None
     if not isinstance(document, dict):
         raise BadRequestError(400, 'the body must be a JSON object, such as {"target": 17}')
+    return document
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Others that read the same body may take the first value of a name, where Python takes the last.
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise BadRequestError(400, f"{name[:80]!r} is there twice in one object")
     return document
 
 
@@ -103,7 +114,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _are_epochs(value: Any) -> bool:

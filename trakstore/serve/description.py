@@ -14,7 +14,7 @@ _JSON = "application/json"
 def openapi(version: str, limits: Limits) -> dict[str, Any]:
     """Describe every address, what it takes and what it gives, as OpenAPI 3.1."""
     error = _reply("What is wrong", _ref("Error"))
-    codes = ("400", "401", "403", "404", "408", "413", "415", "422", "503")
+    codes = ("400", "401", "403", "404", "408", "413", "415", "422", "431", "503")
     answer = _reply("The samples that helped and harmed", _ref("Answer"))
     answer["content"]["application/x-ndjson"] = {
         "schema": {"description": "An Answer a line, the last one with a share of 1."}
@@ -32,7 +32,7 @@ def openapi(version: str, limits: Limits) -> dict[str, Any]:
         "paths": {
             "/query": {"post": query},
             "/store": {"get": _plain("What can be asked", _JSON)},
-            "/health": {"get": _plain("Whether it works", _JSON)},
+            "/health": {"get": _plain("Whether it works on the store as it is", _JSON)},
             "/metrics": {"get": _plain("Counters for Prometheus", "text/plain")},
             "/openapi.json": {"get": _plain("This description", _JSON)},
             "/": {"get": _plain("A page to ask from", "text/html")},
@@ -60,8 +60,11 @@ def _question(limits: Limits) -> dict[str, Any]:
         "description": "One of target, text, image and sample is needed.",
         "oneOf": [{"required": [name]} for name in ("target", "text", "image", "sample")],
         "properties": {
-            "target": {**_ID, "description": 'An id of the store, or "@N" for row N.'},
-            "split": {"type": "string", "description": "Split of the target."},
+            "target": {**_ID, "description": 'An id of the split, or "@N" for its row N.'},
+            "split": {
+                "type": "string",
+                "description": "The targets' (the default) or the train split.",
+            },
             "text": {"type": "string", "maxLength": limits.letters},
             "image": {"type": "string", "contentEncoding": "base64"},
             "sample": {"description": "Values as the job's data sets have them."},

@@ -1,14 +1,18 @@
-"""HTTP connections that have to send the head of a request in time."""
+"""HTTP connections that have to send the head of a request in time, and whole."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from trakstore.serve.reply_headers import HEADERS
+
 HEAD_SECONDS = 15.0
+_NO_HTTP = json.dumps({"error": "the request is not valid HTTP/1.1"}).encode()
 
 
 class DeadlineProtocol(H11Protocol):
@@ -34,6 +38,23 @@ class DeadlineProtocol(H11Protocol):
             self._wait()
         else:
             self._end_wait()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Refuse what is no HTTP in the way of all refusals; in the middle of an answer, end it."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = {
+                **HEADERS,
+                "content-type": "application/json",
+                "content-length": str(len(_NO_HTTP)),
+                "connection": "close",
+            }
+            events = [
+                h11.Response(status_code=400, headers=[*headers.items()], reason=b"Bad Request"),
+                h11.Data(data=_NO_HTTP),
+                h11.EndOfMessage(),
+            ]
+            self.transport.write(b"".join(self.conn.send(one) or b"" for one in events))
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         """Begin to wait for the rest of the body, where there is one."""

@@ -2,58 +2,87 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trakstore.scores.approximate import approximate_top_k
 from trakstore.scores.both_ends import BothEnds
 from trakstore.scores.factored import Scores
-from trakstore.scores.index_recall import MEASURED_ORDER, recall_of
-from trakstore.scores.train_index import TrainIndex, open_index, usual_candidates
+from trakstore.serve.held_kernels import HeldKernels
+
+if TYPE_CHECKING:  # it needs numba, which takes as long to import as a kernel of a small store does
+    from trakstore.scores.train_index import TrainIndex
 
 
 @dataclass(frozen=True, eq=False)
-class HeldIndex:
-    """An index for the scores of one method at all epochs that are served.
-
-    Attributes
-    ----------
-    scores : Scores
-        Scores of the train rows with themselves.
-    index : TrainIndex or None
-        None where all rows are candidates.
-    memory_limit : int or str, optional
-    """
+class _Opened:
+    """The scores of the train rows with themselves, and their index: None where all are candidates."""
 
     scores: Scores
     index: TrainIndex | None
-    memory_limit: int | str | None
 
-    @classmethod
-    def of(cls, scores: Scores, memory_limit: int | str | None) -> HeldIndex:
-        """Open the index of some scores; raise as :func:`~trakstore.open_index` does."""
-        rows = scores.shape[1]
-        few = usual_candidates(1, rows) == rows
-        index = None if few else open_index(scores, memory_limit=memory_limit)
-        return cls(scores, index, memory_limit)
+
+class HeldIndex:
+    """An index for the scores of one method at all epochs that are served.
+
+    Parameters
+    ----------
+    kernels : HeldKernels
+        The kernels of the service, with the method that it is of.
+    memory_limit : int or str, optional
+    """
+
+    def __init__(self, kernels: HeldKernels, memory_limit: int | str | None) -> None:
+        self._kernels, self._limit = kernels, memory_limit
+        self._opening = threading.Lock()
+        self._opened: _Opened | None = None
+
+    def open(self) -> _Opened:
+        """Open the index, once; raise as :func:`~trakstore.open_index` does."""
+        from trakstore.scores.train_index import open_index, usual_candidates
+
+        with self._opening:
+            if self._opened is None:
+                scores = self._kernels.scores(self._kernels.method)
+                few = usual_candidates(1, scores.shape[1]) == scores.shape[1]
+                index = None if few else open_index(scores, memory_limit=self._limit)
+                self._opened = _Opened(scores, index)
+            return self._opened
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its codes, where it is open."""
+        opened = self._opened
+        return 0 if opened is None or opened.index is None else opened.index.nbytes
+
+    def let_go(self) -> None:
+        """Hold no codes any more; who asks opens it again."""
+        with self._opening:
+            self._opened = None
 
     def serves(self, scores: Scores) -> bool:
         """Tell whether these are scores of other targets by the same kernels."""
-        return (scores.method, scores.epochs) == (self.scores.method, self.scores.epochs)
+        own = self.open().scores
+        return (scores.method, scores.epochs) == (own.method, own.epochs)
 
     def both_ends(self, scores: Scores, k: int) -> Iterator[BothEnds]:
         """Yield the lists of both ends of one target's scores, once."""
-        how: dict[str, Any] = {"index": self.index, "memory_limit": self.memory_limit}
+        from trakstore.scores.approximate import approximate_top_k
+
+        how: dict[str, Any] = {"index": self.open().index, "memory_limit": self._limit}
         largest = approximate_top_k(scores, k, order="largest", **how)
         yield BothEnds(1.0, largest, approximate_top_k(scores, k, order="smallest", **how))
 
     @property
     def said(self) -> dict[str, Any]:
         """Measured recall of its lists, for an answer's provenance."""
-        if self.index is None:
+        from trakstore.scores.index_recall import MEASURED_ORDER, recall_of
+
+        scores, index = self.open().scores, self.open().index
+        if index is None:
             return {"recall": 1.0}
-        known = recall_of(self.index.document, self.scores, MEASURED_ORDER)
+        known = recall_of(index.document, scores, MEASURED_ORDER)
         if known is None:
             return {}
         # Nothing is known of the list of opponents.

@@ -10,9 +10,12 @@ from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import default_damping, find_method, scores_by_name
 from trakstore.methods.sampled_kernel import KernelRows
+from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows
 from trakstore.scores.factored import Scores
+from trakstore.scores.parts import held_bytes
 from trakstore.serve.held_rows import HeldRows
+from trakstore.serve.query_options import QueryOptions
 from trakstore.serve.question import BadQuestionError
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
@@ -52,6 +55,16 @@ class HeldKernels:
     _making: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @classmethod
+    def of(
+        cls, store: FeatureStore, epochs: tuple[Epoch, ...], asked: QueryOptions, ids: Rows
+    ) -> HeldKernels:
+        """Make one as a query was asked to be; with an index, rows are not held."""
+        limit = asked.memory_limit
+        rows = HeldRows(0 if asked.index else memory_budget(limit) // 4)
+        given = (asked.train, epochs, asked.method, asked.damping, asked.kernel, limit)
+        return cls(store, *given, ids, rows)
+
     def scores(self, method: str) -> Scores:
         """Return the scores of a method, made when it is first asked for.
 
@@ -84,6 +97,19 @@ class HeldKernels:
             while len(self._made) > _MOST:
                 self._made.popitem(last=False)
         return scores
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors and rows that are held."""
+        with self._lock:
+            made = [*self._made.values()]
+        return self.rows.nbytes + sum(held_bytes(scores.parts) for scores in made)
+
+    def let_go(self) -> None:
+        """Hold nothing any more; what is asked for again is made again."""
+        with self._lock:
+            self._made.clear()
+        self.rows.let_go()
 
     def c(self, method: str) -> float | Damping:
         """Return the damping of a method: what was asked for, or its default."""

@@ -28,6 +28,17 @@ class HeldRows:
         self._features: dict[Epoch, Rows] = {}
         self._lock = threading.Lock()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that are held."""
+        with self._lock:
+            return sum(map(_bytes, self._features.values()))
+
+    def let_go(self) -> None:
+        """Hold no rows any more."""
+        with self._lock:
+            self._features.clear()
+
     def held(self, scores: Scores) -> Scores:
         """Return the same scores with rows in memory, where these fit; their tiles are the same."""
         # What a cluster's workers need they read themselves: else each question would send it.

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trakstore.errors import TrakStoreError, did_you_mean
 from trakstore.methods.by_name import METHODS
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_whole, is_whole, shown
 from trakstore.serve.question import BadQuestionError, UnknownSampleError
 from trakstore.storage.layout import Epoch, as_epoch
 
 MOST_LISTED, _LISTED = 1000, 20
+
+
+def named_epochs(epochs: Any) -> tuple[Any, ...] | None:
+    """Return what names epochs as a tuple, one by itself too; None where all are meant."""
+    if epochs is None or isinstance(epochs, tuple):
+        return epochs
+    if isinstance(epochs, str) or not isinstance(epochs, Iterable) or is_whole(epochs):
+        return (epochs,)
+    return tuple(epochs)
 
 
 def known_epochs(named: Sequence[Epoch] | None, known: tuple[Epoch, ...]) -> tuple[Epoch, ...]:
@@ -54,14 +63,18 @@ def known_length(k: Any, rows: int) -> int:
         raise BadQuestionError(str(error)) from None
 
 
-def known_method(name: str | None, usual: str) -> str:
+def known_method(name: Any, usual: str) -> str:
     """Return the method that a question names; the usual one where it names none.
 
     Raises
     ------
     UnknownSampleError
         There is no such method.
+    BadQuestionError
+        It is no name.
     """
+    if not isinstance(name, str | None):
+        raise BadQuestionError(f"method must be a name, such as {usual!r}, got {shown(name)}")
     method = usual if name is None else name.replace("_", "-")
     if method not in METHODS:
         raise UnknownSampleError(f"no method {name!r}{did_you_mean(method, METHODS)}")

@@ -86,7 +86,8 @@ def _array(example: Any, given: Any, where: str) -> Any:
     # Python's integers beyond 64 bits are objects: they are told as too large.
     if integers and _are_whole(values):
         need_in_dtype(values, dtype, where)
-    kinds = "biu" if integers else "biuf"
+    # True is no 1: only where the job's samples have truth values, these are taken for numbers.
+    kinds = "biu" if dtype == "bool" else "iu" if integers else "iuf"
     # Rows of numbers, such as tokens, are of any length.
     same = values.shape == shape or (len(shape) == 1 and values.ndim == 1 and integers)
     if values.dtype.kind not in kinds or not same or not values.size:
@@ -95,10 +96,20 @@ def _array(example: Any, given: Any, where: str) -> Any:
         raise BadQuestionError(
             f"{where} must be {what} of shape {shape} ({dtype}), got shape {values.shape} ({got})"
         )
+    # Lists are as deep as the example here. NumPy takes true beside numbers for 1.
+    if dtype != "bool" and _has_switch(given):
+        raise BadQuestionError(f"{where} must be numbers ({dtype}), got true or false")
     most = max(MOST_NUMBERS, *shape) if shape else 1
     if values.ndim == 1 and len(values) > most:
         raise BadQuestionError(f"{where} has {len(values):,} numbers, {most:,} is the most")
     return typed(example, values, where)
+
+
+def _has_switch(given: Any) -> bool:
+    """Tell whether a boolean is in lists of numbers."""
+    if isinstance(given, list | tuple):
+        return any(map(_has_switch, given))
+    return isinstance(given, bool | np.bool_)
 
 
 def _are_whole(values: Any) -> bool:

@@ -69,9 +69,7 @@ function typed() {
   const question = common();
   if (kind() === "target") {
     question.target = byId("target").value.trim();
-    if (byId("split").value) {
-      question.split = byId("split").value;
-    }
+    question.split = byId("split").value;
     return question.target ? question : null;
   }
   const label = byId("label").value.trim();
@@ -91,7 +89,7 @@ function fill(question) {
   const radio = document.querySelector(`input[name=kind][value=${of}]`);
   radio.checked = true;
   byId("target").value = question.target ?? "";
-  byId("split").value = question.split ?? "";
+  byId("split").value = question.split ?? about.targets;
   byId("text").value = question.text ?? "";
   byId("label").value = question.label ?? "";
   byId("k").value = question.k ?? 12;
@@ -388,7 +386,7 @@ function offer() {
   document.title = `trakstore: ${about.store}`;
   byId("train").textContent = about.train;
   const splits = [...new Set([about.targets, about.train])];
-  options(byId("split"), [["", "any"], ...splits.map((one) => [one, one])], "");
+  options(byId("split"), splits.map((one) => [one, one]), about.targets);
   options(byId("method"), about.methods.map((one) => [one, one]), about.method);
   options(byId("some"), about.some.map((one) => [String(one), String(one)]), "");
   byId("target").placeholder = `such as ${about.some[0]}`;

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 from trakstore.named import blamed_on, load_named
@@ -231,6 +232,24 @@ def try_sample(
         models.rows(sample, epochs)
     except TrakStoreError as error:
         log.warning("features of the first sample of %s failed: %s", split, error)
+
+
+def fresh_rows(
+    models: LoadedModels, sample: Any, epochs: Sequence[Epoch], go_on: Callable[[], None]
+) -> dict[Epoch, dict[str, NDArray[Any]]]:
+    """Compute the columns of a new sample at some epochs.
+
+    Raises
+    ------
+    BadQuestionError
+        None of its tokens counts, so that it has no loss.
+    """
+    if models.of_tokens and not len(models.tokens(sample, epochs[0]).numbers):
+        raise BadQuestionError(
+            "no token of the sample counts: it needs a token behind the first one that is predicted, "
+            "with a label other than -100"
+        )
+    return models.rows(sample, epochs, go_on)
 
 
 def _is_image(value: Any) -> bool:

@@ -19,6 +19,7 @@ def provenance_of(
     pairs: Mapping[Epoch, EpochPair],
     method: str,
     damping: float | Damping,
+    state: str,
 ) -> dict[str, Any]:
     """Say what scores of some epochs by a method are made from."""
     c, train = Damping.of(damping), next(iter(pairs.values())).train
@@ -29,6 +30,7 @@ def provenance_of(
         "dim": train.dim,
         "train": train.stored.name,
         "train_rows": train.rows,
+        "state": state,
         "damping": used if "damping" in find_method(method).options else None,
         "checkpoints": {
             str(epoch): (pair.known_weights or "")[:12] for epoch, pair in pairs.items()

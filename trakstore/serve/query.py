@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from trakstore.errors import NotFoundError, SpecMismatchError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.by_name import METHODS, find_method
 from trakstore.methods.epochs import epoch_pairs, need_open
 from trakstore.methods.new_targets import of_new_targets
 from trakstore.methods.sampled_kernel import KernelRows
-from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows
-from trakstore.report.sample import show_sample
-from trakstore.report.sample_source import Render, sample_source
+from trakstore.planning import byte_count
+from trakstore.report.sample_source import Render
 from trakstore.scores.both_ends import both_ends
 from trakstore.serve.answer import Answer
 from trakstore.serve.answer_entries import entries_of
-from trakstore.serve.asked_sample import AskedSample, taken_columns
 from trakstore.serve.held_index import HeldIndex
 from trakstore.serve.held_kernels import HeldKernels
-from trakstore.serve.held_rows import HeldRows
-from trakstore.serve.known_names import known_epochs, known_length, known_method
-from trakstore.serve.new_samples import NewSamples, try_sample
+from trakstore.serve.known_names import known_epochs, known_length, known_method, named_epochs
+from trakstore.serve.new_samples import try_sample
 from trakstore.serve.provenance import provenance_of
-from trakstore.serve.question import BadQuestionError, Question
-from trakstore.serve.samples_to_show import SamplesToShow
+from trakstore.serve.query_options import QueryOptions
+from trakstore.serve.question import Question
+from trakstore.serve.served_job import ServedJob
 from trakstore.serve.stored_samples import StoredSamples
-from trakstore.serve.token_scores import TokenScorer, asked_tokens
+from trakstore.serve.token_scores import asked_tokens
 from trakstore.storage.backends.read_only import ReadOnlyLocation
 from trakstore.storage.layout import Epoch
+from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 
 if TYPE_CHECKING:  # it needs torch
@@ -45,8 +44,8 @@ class Query:
     """A store that is asked about one sample after another, also about new ones.
 
     The store is read and never written. Weights, and the factors of the kernels of all epochs, are
-    loaded once and held; what is masked, appended or featurized later is seen by a new ``Query``.
-    Several threads may ask at once.
+    loaded once and held; what is masked, appended or featurized later is seen by another one, which
+    :meth:`renewed` gives. Several threads may ask at once.
 
     Parameters
     ----------
@@ -57,7 +56,7 @@ class Query:
         of new samples, its data sets hold the samples to show. Without one, only samples of the store
         can be asked about.
     targets, train : str
-        The split whose ids are looked up first, and the one that is held responsible.
+        The split whose samples ``target=`` names, and the one that is held responsible.
     epochs : epoch or sequence of epochs, optional
         Checkpoints to answer from; by default all that have these splits.
     method : str
@@ -123,44 +122,86 @@ class Query:
     ) -> None:
         find_method(method)
         need_open(store)
-        self.store = replace(store, location=ReadOnlyLocation.of(store.location))
         self.method, self.train = method.replace("_", "-"), train
-        self._limit = memory_limit
-        # A store that only has train rows can be asked about these, and about new samples.
-        self.targets = targets if store.epochs_of(targets, train) else train
-        self._pairs = {
-            pair.epoch: pair for pair in epoch_pairs(self.store, self.targets, train, epochs)
-        }
-        self._stored = StoredSamples(self._pairs)
-        self._kernels = HeldKernels(
-            self.store,
-            train,
-            self.epochs,
-            self.method,
-            damping,
-            kernel,
-            memory_limit,
-            ArrayRows(self._stored.train_ids.values),
-            HeldRows(0 if index else memory_budget(memory_limit) // 4),
+        self._options = QueryOptions(
+            *(targets, train, epochs, self.method, damping, kernel, index),
+            *(render, prepare, device, memory_limit),
         )
-        held = self._kernels.scores(self.method) if index else None
-        self._index = None if held is None else HeldIndex.of(held, memory_limit)
-        first = self._stored.first
-        self._models, self._new, self._job = None, None, None
-        if job is not None:
-            from trakstore.features.load_job import load_job
-            from trakstore.features.query_rows import LoadedModels
+        self._named, self._served = job, ServedJob(self._options)
+        self._open_rows(store)
+        if self._index is not None:
+            self._index.open()
+        self._open_job(job)
 
-            self._job = job = load_job(job) if isinstance(job, str) else job
-            known = {epoch: pair.known_weights for epoch, pair in self._pairs.items()}
-            self._models = LoadedModels(
-                job, self.store, known, device, memory_limit=memory_budget(memory_limit)
-            )
-        splits = [first.target.stored, first.train.stored]
-        self._show = SamplesToShow(sample_source(job, render, splits))
-        if job is not None:
-            self._new = NewSamples.of(job, self.targets, prepare, self._show.lock)
-        self._scorer = TokenScorer.of(self._job, train, self._models, render, self._show.lock)
+    def _open_rows(self, store: FeatureStore) -> None:
+        """Open the splits as they are now."""
+        asked = self._options
+        self.store = replace(store, location=ReadOnlyLocation.of(store.location))
+        # Read before the splits are opened: what changes in between is seen as a change then.
+        self._stamp = asked.stamp(self.store.location)
+        self._opened_at = self._stamp.read()
+        # A store that only has train rows can be asked about these, and about new samples.
+        self.targets = asked.targets if store.epochs_of(asked.targets, self.train) else self.train
+        pairs = epoch_pairs(self.store, self.targets, self.train, asked.epochs)
+        self._pairs = {pair.epoch: pair for pair in pairs}
+        self._stored = StoredSamples(self._pairs)
+        ids = ArrayRows(self._stored.train_ids.values)
+        self._kernels = HeldKernels.of(self.store, self.epochs, asked, ids)
+        self._index = HeldIndex(self._kernels, asked.memory_limit) if asked.index else None
+
+    def _open_job(self, job: Job | str | None) -> None:
+        """Load the models that are not loaded yet, and look at the data sets."""
+        self._served = self._served.loaded(job, self.store, self._pairs)
+        self._finder = self._served.finder(self._stored, self.targets)
+        self._scorer = self._served.scorer()
+
+    def is_current(self) -> bool:
+        """Tell whether the store still has the rows that this answers from, masked as they were.
+
+        Examples
+        --------
+        >>> ts.Query(store).is_current()
+        True
+        """
+        return self._stamp.read() == self._opened_at
+
+    def renewed(self) -> Query:
+        """Return a query like this one of the store as it is now; models that are loaded stay so.
+
+        A job that was named is loaded anew where its data sets are not the store's any more.
+
+        Raises
+        ------
+        TrakStoreError
+            As when a query is made: rows of a split are missing, for one.
+
+        Examples
+        --------
+        >>> ts.Query(store).renewed().rows
+        24
+        """
+        renewed = copy(self)
+        renewed._open_rows(open_store(self.store.location))
+        try:
+            renewed._open_job(self._served.job)
+        except (NotFoundError, SpecMismatchError):
+            if not isinstance(self._named, str):
+                raise
+            renewed._open_job(self._named)
+        return renewed
+
+    @property
+    def fits_twice(self) -> bool:
+        """True where the memory limit has room for the kernels, rows and index of another like it."""
+        limit, index = self._options.memory_limit, self._index
+        held = self._kernels.nbytes + (0 if index is None else index.nbytes)
+        return limit is None or 2 * held <= byte_count(limit)
+
+    def let_go(self) -> None:
+        """Hold no kernels, rows and index any more: the next question makes them again."""
+        self._kernels.let_go()
+        if self._index is not None:
+            self._index.let_go()
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -170,7 +211,7 @@ class Query:
     @property
     def takes(self) -> list[str]:
         """Names of what new samples can be made of, such as "text"; none where there is no job."""
-        return [] if self._new is None else self._new.kinds
+        return [] if self._finder.new is None else self._finder.new.kinds
 
     @property
     def scores_tokens(self) -> bool:
@@ -200,12 +241,13 @@ class Query:
     def prepare(self) -> Query:
         """Factor the kernels and try one question, so that the first one that comes is quick."""
         self.ask(target="@0", k=1)
-        data = {} if self._job is None else self._job.datasets
+        job, models, lock = self._served.job, self._served.models, self._served.lock
+        data = {} if job is None else job.datasets
         split = self.targets if self.targets in data else self.train
-        if self._models is not None and split in data:
+        if models is not None and split in data:
             # The first row may be a masked one, which has no features.
             position = self._stored.position(split, 0)
-            try_sample(self._models, data[split], position, split, self.epochs, self._show.lock)
+            try_sample(models, data[split], position, split, self.epochs, lock)
         return self
 
     def ask(
@@ -231,9 +273,9 @@ class Query:
         k : int, optional
             Entries of each list; 20 by default, or all where there are fewer train rows.
         target : int or str, optional
-            Id of a sample of the store, or ``"@N"`` for row N.
+            Id of a sample of ``split``, or ``"@N"`` for its row N.
         split : str, optional
-            Split of ``target``; by default that of the targets, else the train split.
+            The targets' split, which is the default, also for an id that both have; or the train split.
         text : str, optional
             A text, made a sample by the tokenizer of the job's collator.
         image : bytes, PIL image or array, optional
@@ -270,8 +312,7 @@ class Query:
         >>> [one.id for one in answer.proponents], [one.id for one in answer.opponents]
         (['train-9', 'train-15'], ['train-16', 'train-22'])
         """
-        several = (epochs,) if isinstance(epochs, int | str) else epochs
-        chosen = None if several is None else tuple(several)
+        chosen = named_epochs(epochs)
         question = Question(
             target, split, text, image, sample, label, k, chosen, method, tokens=tokens
         )
@@ -305,21 +346,20 @@ class Query:
         k = known_length(question.k, self.rows)
         method = known_method(question.method, self.method)
         scored = asked_tokens(question.tokens, self._scorer)
-        if question.target is not None:
-            asked = self._of_store(question, epochs)
-        else:
-            asked = self._fresh(question, epochs, go_on)
+        limit = self._options.memory_limit
+        asked = self._finder.find(question, epochs, go_on)
         go_on()
-        scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, self._limit)
+        scores = of_new_targets(self._kernels.scores(method), asked.columns, asked.ids, limit)
         tiles = -(-scores.shape[1] // scores.tile_rows)
         count = stages or max(1, min(_MOST_STAGES, tiles // _TILES_OF_STAGE))
         provenance, passes = self.provenance(epochs, method), None
         if self._index is not None and self._index.serves(scores):
             provenance["index"] = self._index.said
             passes = self._index.both_ends(scores, k)
-        for ends in passes or both_ends(scores, k, stages=count, memory_limit=self._limit):
+        show = self._finder.show if question.show else None
+        for ends in passes or both_ends(scores, k, stages=count, memory_limit=limit):
             go_on()
-            lists = entries_of(ends, scores, self._stored, self._show if question.show else None)
+            lists = entries_of(ends, scores, self._stored, show)
             if scored and self._scorer and ends.share == 1.0:
                 more = self._scorer.of_entries(scored, scores, self._stored, go_on)
                 lists = more(lists[0]), more(lists[1])
@@ -336,50 +376,6 @@ class Query:
                 provenance=provenance,
             )
 
-    def _of_store(self, question: Question, epochs: tuple[Epoch, ...]) -> AskedSample:
-        """Read a sample of the store."""
-        stored, (split, row) = self._stored, self._stored.place(question)
-        ids, position = stored.ids_of(split).values[row : row + 1], stored.position(split, row)
-        asked = AskedSample(
-            stored.columns(split, row, epochs),
-            ids,
-            ids.tolist()[0],
-            split,
-            stored.label(split, row),
-        )
-        if not question.show:
-            return asked
-        shown = self._show(split, position, asked.target)
-        return replace(asked, shown=shown, predicted=self._predicted(split, position, epochs[-1]))
-
-    def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
-        """Predict the class of a sample of the store; None where the job has no models or classes."""
-        if self._models is None or self._job is None:
-            return None
-        if split not in self._job.datasets:
-            return None  # rows of tokens have no classes
-        with self._show.lock:
-            sample = self._job.datasets[split][position]
-        return self._models.predicted(sample, epoch)
-
-    def _fresh(
-        self, question: Question, epochs: tuple[Epoch, ...], go_on: Callable[[], None]
-    ) -> AskedSample:
-        """Compute the features of a new sample."""
-        if self._models is None or self._new is None:
-            raise BadQuestionError("only samples of the store can be asked about: there is no job")
-        models, last = self._models, epochs[-1]
-        sample = self._new.make(question, lambda one: models.predicted(one, last))
-        found = models.rows(sample, epochs, go_on)
-        label = found[last].get("label")
-        return AskedSample(
-            {epoch: taken_columns(columns) for epoch, columns in found.items()},
-            np.zeros(1, dtype=np.int64),
-            label=None if label is None else int(label[0]),
-            predicted=models.predicted(sample, last),
-            shown=show_sample(question.text or sample) if question.show else None,
-        )
-
     def provenance(self, epochs: Sequence[Epoch], method: str) -> dict[str, Any]:
         """Say what scores are made from, without a place of this machine.
 
@@ -393,8 +389,10 @@ class Query:
         Returns
         -------
         dict
-            Name of the store, projection and dimension, train split and rows, damping, hashes of
-            the weights by epoch, and the version of the package.
+            Name of the store, projection and dimension, train split and rows, a digest of the rows of
+            both splits and of those that are masked (``state``), damping, hashes of the weights by
+            epoch, and the version of the package.
         """
         pairs = {epoch: self._pairs[epoch] for epoch in epochs}
-        return provenance_of(self.store, pairs, method, self._kernels.c(method))
+        state = self._stored.state(epochs)
+        return provenance_of(self.store, pairs, method, self._kernels.c(method), state)

@@ -27,9 +27,9 @@ class Question:
     Attributes
     ----------
     target : int or str, optional
-        Id of a sample of the store, or ``"@N"`` for row N.
+        Id of a sample of ``split``, or ``"@N"`` for its row N.
     split : str, optional
-        Split of ``target``; by default the targets' and, where it has no such id, the train split.
+        The targets' split, which is the default, or the train split.
     text : str, optional
     image : bytes or PIL image, optional
         Bytes of a PNG, JPEG or the like.

@@ -20,6 +20,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.serve.access import Access
 from trakstore.serve.answer import Answer
 from trakstore.serve.bodies import BadRequestError, question_of, read_json
+from trakstore.serve.current_query import CurrentQuery
 from trakstore.serve.description import openapi
 from trakstore.serve.known_names import MOST_LISTED
 from trakstore.serve.limits import Limits
@@ -28,28 +29,27 @@ from trakstore.serve.metrics import Metrics
 from trakstore.serve.query import Query
 from trakstore.serve.question import BadQuestionError, Question, UnknownSampleError
 from trakstore.serve.rendering import answer_part
+from trakstore.serve.reply_headers import HEADERS
 from trakstore.serve.work import Work
 
 log = logging.getLogger("trakstore")
 _LINES = "application/x-ndjson"
+_STALE = (
+    "the store has changed, and cannot be opened as it is now: answers are of it as it was before; the "
+    "service's log says why"
+)
 _SMALL = 2**16  # bytes of a body that is decoded at once
+_MOST_HEADERS, _HEADER_BYTES = 200, 2**15
 _PATHS = ("/", "/query", "/panel", "/store", "/health", "/metrics", "/openapi.json")
-_HEADERS = {
-    "cache-control": "no-store",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "cross-origin-resource-policy": "same-origin",
-}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIApp:
+def service(current: CurrentQuery, access: Access, limits: Limits, version: str) -> ASGIApp:
     """Make the application that answers requests.
 
     Parameters
     ----------
-    query : Query
+    current : CurrentQuery
     access : Access
     limits : Limits
     version : str
@@ -60,7 +60,7 @@ def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIA
     ASGI application
     """
     metrics, reading = Metrics(), asyncio.Semaphore(limits.large_bodies)
-    work = Work(query, limits, metrics)
+    work = Work(current, limits, metrics)
     description = openapi(version, limits)
 
     @asynccontextmanager
@@ -77,13 +77,13 @@ def service(query: Query, access: Access, limits: Limits, version: str) -> ASGIA
         return _json(description)
 
     async def health(_: Request) -> Response:
-        return _json({"status": "ok"})
+        return _json({"status": "stale", "error": _STALE} if current.is_stale else {"status": "ok"})
 
     async def counted(_: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def about(_: Request) -> Response:
-        return _json(_about(query))
+        return _json(_about(current.query))
 
     async def answered(request: Request) -> Response:
         document, question = await _asked(request, limits, reading)
@@ -142,12 +142,13 @@ class _Guard:
             if message["type"] == "http.response.start":
                 began = True
                 self._metrics.request(path, message["status"])
-                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
         request = Request(scope)
         try:
+            _need_small(scope["headers"])
             self._access.check(request.method, scope["path"], request.headers)
         except BadRequestError as error:
             await (_error(error.status, error.message))(scope, receive, sending)
@@ -159,6 +160,12 @@ class _Guard:
             if began:
                 raise
             await (_error(503, "the service ends: ask again in a while"))(scope, receive, sending)
+
+
+def _need_small(headers: list[tuple[bytes, bytes]]) -> None:
+    """Refuse a head that came at once, so that the connection's own bound of its size did not apply."""
+    if len(headers) > _MOST_HEADERS or sum(len(a) + len(b) for a, b in headers) > _HEADER_BYTES:
+        raise BadRequestError(431, "the request has too many headers, or too long ones")
 
 
 async def _asked(
@@ -187,9 +194,10 @@ async def _asked(
 
 async def _body(request: Request, limits: Limits) -> bytes:
     """Read a body of JSON within the limits of size and time."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, more = request.headers.get("content-type", "").lower().partition(";")
+    charset = more.partition("charset=")[2].strip(' "') or "utf-8"
     # Pages of other sites cannot send this kind without asking first, and are not answered.
-    if kind != "application/json":
+    if kind.strip() != "application/json" or charset != "utf-8":
         raise BadRequestError(415, "send JSON with Content-Type: application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise BadRequestError(415, "send the body without Content-Encoding")

@@ -19,10 +19,12 @@ class SamplesToShow:
     Parameters
     ----------
     source : SampleSource
+    lock : lock
+        Held while the data sets are read.
     """
 
-    def __init__(self, source: SampleSource) -> None:
-        self._source, self.lock = source, threading.Lock()
+    def __init__(self, source: SampleSource, lock: threading.Lock) -> None:
+        self._source, self.lock = source, lock
 
     def __call__(self, split: str, position: int, name: Any) -> Shown | None:
         with self.lock:

@@ -11,10 +11,12 @@ import uvicorn
 
 from trakstore.errors import LocationError
 from trakstore.serve.access import Access
+from trakstore.serve.current_query import CurrentQuery
 from trakstore.serve.header_deadline import DeadlineProtocol
 from trakstore.serve.limits import Limits
 from trakstore.serve.query import Query
 from trakstore.serve.routes import service
+from trakstore.serve.store_watch import StoreWatch
 
 _GRACE = 10  # seconds for questions that are under way when it is asked to end
 _CONNECTIONS = 2000
@@ -69,9 +71,14 @@ def run(
     version: str,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM; what is under way then has ten seconds to end."""
+    """Answer requests until SIGINT or SIGTERM; what is under way then has ten seconds to end.
+
+    Where the store changes meanwhile, later questions are answered from it as it is then.
+    """
+    current = CurrentQuery(query)
+    watch = StoreWatch(current)
     config = uvicorn.Config(
-        service(query, access, limits, version),
+        service(current, access, limits, version),
         http=DeadlineProtocol,
         log_level="warning",
         access_log=False,
@@ -86,4 +93,6 @@ def run(
     # From here on who comes early waits, and is not turned away.
     taken.listen(_CONNECTIONS)
     ready()
+    watch.start()
     server.run(sockets=[taken])
+    watch.close()

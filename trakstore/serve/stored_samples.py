@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -47,6 +48,19 @@ class StoredSamples:
         stored = self.first.train.stored
         return whole_column(stored.column("label")) if "label" in stored.columns else None
 
+    def state(self, epochs: Sequence[Epoch]) -> str:
+        """Return a digest of the rows at some epochs, and of which of them are masked."""
+        return hashlib.sha256("".join(self._states[one] for one in epochs).encode()).hexdigest()[
+            :12
+        ]
+
+    @cached_property
+    def _states(self) -> dict[Epoch, str]:
+        return {
+            epoch: f"{pair.target.stored.state} {pair.train.stored.state}\n"
+            for epoch, pair in self._pairs.items()
+        }
+
     def some_targets(self, count: int) -> list[int | str]:
         """Return ids of some targets, evenly spaced."""
         ids = self.ids_of(self.targets).values
@@ -58,25 +72,31 @@ class StoredSamples:
         return self.train_ids if split == self.train else self._target_ids
 
     def place(self, question: Question) -> tuple[str, int]:
-        """Find the split and the row of a question's target: the targets come first.
+        """Find the split and the row of a question's target: among the targets, if no split is named.
 
         Raises
         ------
         UnknownSampleError
-            There is no such sample, or split.
+            There is no such sample, or split; the message says so of an id that the train split has.
         """
         known = list(dict.fromkeys([self.targets, self.train]))
         if question.split is not None and question.split not in known:
             raise UnknownSampleError(
                 f"no split {question.split!r}{did_you_mean(question.split, known)}"
             )
-        name = question.target
-        for split in known if question.split is None else [question.split]:
-            row = None if name is None else self.ids_of(split).row(name)
-            if row is not None:
-                return split, row
-        where = " or ".join(known) if question.split is None else question.split
-        raise UnknownSampleError(f"{where} has no sample id {str(name)[:80]!r}")
+        name, split = question.target, question.split or self.targets
+        row = None if name is None else self.ids_of(split).row(name)
+        if row is not None:
+            return split, row
+        hint = self._hint(split, name)
+        raise UnknownSampleError(f"{split} has no sample id {str(name)[:80]!r}{hint}")
+
+    def _hint(self, split: str, name: int | str | None) -> str:
+        """Say how a sample is named that a split lacks: by the other split, or by its row."""
+        other = self.train if split == self.targets else self.targets
+        if other != split and name is not None and self.ids_of(other).row(name) is not None:
+            return f"; {other} has it: ask with split={other!r}"
+        return f"; @N names row N, from @0 to @{len(self.ids_of(split).values) - 1}"
 
     def columns(
         self, split: str, row: int, epochs: Sequence[Epoch]

@@ -124,14 +124,13 @@ def asked_tokens(count: Any, scorer: TokenScorer | None) -> int:
     BadQuestionError
         There are no models that could tell them, or they are too many.
     """
-    if count == 0:
-        return 0
-    if scorer is None:
+    try:
+        entries = as_whole(count, "tokens", 0, MOST_SCORED)
+    except TrakStoreError as error:
+        raise BadQuestionError(str(error)) from None
+    if entries and scorer is None:
         raise BadQuestionError(
             "tokens have no scores here: that needs the job, and an output that is made of tokens, as "
             "language models have it"
         )
-    try:
-        return as_whole(count, "tokens", 0, MOST_SCORED)
-    except TrakStoreError as error:
-        raise BadQuestionError(str(error)) from None
+    return entries

@@ -9,18 +9,20 @@ from collections.abc import AsyncIterator
 
 from trakstore.serve.answer import Answer
 from trakstore.serve.bodies import BadRequestError
+from trakstore.serve.current_query import CurrentQuery
 from trakstore.serve.daemon_threads import DaemonThreads
 from trakstore.serve.limits import Limits
 from trakstore.serve.metrics import Metrics
-from trakstore.serve.query import Query
 from trakstore.serve.question import Question
+from trakstore.serve.store_watch import NAME as WATCH
 
 NAME = "answer"  # of the threads
 
 
 def is_answering() -> bool:
-    """Tell whether a thread is in the middle of an answer, or about to end."""
-    return any(one.name.startswith(f"{NAME}-") for one in threading.enumerate())
+    """Tell whether a thread is in the middle of an answer, or opens the store; or is about to end."""
+    names = (f"{NAME}-", WATCH)
+    return any(one.name.startswith(names) for one in threading.enumerate())
 
 
 class _GivenUpError(Exception):
@@ -32,13 +34,13 @@ class Work:
 
     Parameters
     ----------
-    query : Query
+    current : CurrentQuery
     limits : Limits
     metrics : Metrics
     """
 
-    def __init__(self, query: Query, limits: Limits, metrics: Metrics) -> None:
-        self.query, self.limits, self.metrics = query, limits, metrics
+    def __init__(self, current: CurrentQuery, limits: Limits, metrics: Metrics) -> None:
+        self.current, self.limits, self.metrics = current, limits, metrics
         self._threads = DaemonThreads(limits.threads, NAME)
 
     def close(self) -> None:
@@ -70,8 +72,9 @@ class Work:
             end: BaseException | None = None
             try:
                 go_on()
-                for one in self.query.stages(question, stages=stages, go_on=go_on):
-                    loop.call_soon_threadsafe(coming.put_nowait, one)
+                with self.current.taken(go_on) as query:
+                    for one in query.stages(question, stages=stages, go_on=go_on):
+                        loop.call_soon_threadsafe(coming.put_nowait, one)
             # Whatever it is, it is raised where the answer is waited for.
             except BaseException as error:  # noqa: BLE001
                 end = error

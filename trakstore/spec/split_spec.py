@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trakstore import documents
-from trakstore.errors import DamagedError, TrakStoreError
+from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
 from trakstore.quantities import as_number
 from trakstore.spec.comparison import shortened
 from trakstore.spec.store_spec import StoreSpec
@@ -29,7 +29,7 @@ _FIELDS = {
     "widths": documents.entries(_COLUMN, documents.whole(1, 2**31 - 1)),
     "checkpoint": documents.optional(documents.text()),
     "dataset": documents.optional(documents.text()),
-    "learning_rate": documents.optional(documents.number()),
+    "learning_rate": documents.optional(documents.number(least=0)),
     "keep_bits": documents.optional(documents.whole(1, 23)),
     "block_rows": documents.whole(1, _MOST_BLOCK_ROWS),
     "chunk_rows": documents.whole(1, _MOST_BLOCK_ROWS),
@@ -38,9 +38,10 @@ _FIELDS = {
     "nonce": documents.whole(0, 2**32 - 1),
     "coordinates": documents.text(),
     "draws": documents.whole(),
+    "of_spec": documents.text(),
 }
 # Fields that are younger than the format: where they are empty, the document stays as it was.
-_ADDED = ("widths", "given", "coordinates", "draws")
+_ADDED = ("widths", "given", "coordinates", "draws", "of_spec")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class SplitSpec:
         Names of the arrays that xarray takes for coordinates; empty in splits of before there were any.
     draws : int
         Rows of each train sample, in given rows of drawn labels; 0 where that is not known.
+    of_spec : str
+        ``rows_digest`` of the :class:`StoreSpec` that the rows were made by; empty in splits of before.
     """
 
     rows: int
@@ -92,6 +95,7 @@ class SplitSpec:
     nonce: int = field(default=0, compare=False)
     coordinates: str = field(default="", compare=False)
     draws: int = field(default=0, compare=False)
+    of_spec: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -116,13 +120,29 @@ class SplitSpec:
         return tuple(sorted(name for name, _ in self.columns if name not in wide))
 
     def check_of(self, store: StoreSpec) -> None:
-        """Raise a :class:`DamagedError` where a store's splits cannot be like this one."""
+        """Refuse this split in a store whose splits cannot be like it.
+
+        Raises
+        ------
+        DamagedError
+            When its features have another dimension, dtype or rounding.
+        SpecMismatchError
+            When it says that its rows were made by another projection, output, scale or precision, or
+            of other parameters.
+        """
         dtype = dict(self.columns)["features"]
         mine, its = (self.dim, dtype, self.keep_bits), (store.dim, store.dtype, store.keep_bits)
         # The dim of a store may be open until a split has one.
         if mine != (store.dim or self.dim, *its[1:]):
             raise DamagedError(
                 f"its document says dim, dtype and keep_bits are {mine}, the store's says {its}"
+            )
+        if self.of_spec not in ("", store.rows_digest):
+            raise SpecMismatchError(
+                f"it is of a store with another projection, output, list of parameters, scale or "
+                f"precision of products (digest {self.of_spec[:12]}, this store has "
+                f"{store.rows_digest[:12]}): the split was copied here, or the store's own document "
+                f"was replaced; drop the split (store.drop) and featurize it for this store"
             )
 
     def block_range(self, block: int) -> tuple[int, int]:

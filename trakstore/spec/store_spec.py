@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from trakstore import documents
@@ -82,6 +85,22 @@ class StoreSpec:
     def dim(self) -> int | None:
         """Number of features; ``None`` where only the first written split will tell."""
         return self.projection.features(self.parameters.count if self.parameters else None)
+
+    @cached_property
+    def rows_digest(self) -> str:
+        """SHA-256 of all that decides which features a sample has at given weights.
+
+        Splits keep it, so that one that was copied from a store of other features is told. How rows are
+        stored is not in it, nor by which patterns the parameters were chosen.
+        """
+        own = self.to_dict()
+        decisive = {name: own.get(name) for name in ("output", "autocast", "scale")}
+        # Its test vector follows from kind and version. A field that comes later must not be here where
+        # it is empty, or no split of before would be of its store any more.
+        decisive["projection"] = {k: v for k, v in own["projection"].items() if k != "test_vector"}
+        decisive["shapes"] = own["parameters"] and own["parameters"]["shapes"]
+        text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON."""

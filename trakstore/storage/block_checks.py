@@ -26,7 +26,7 @@ from trakstore.storage.skipped import stated_reasons, unlike_norms
 from trakstore.storage.split import Split
 
 FindingKind: TypeAlias = Literal[
-    "missing", "truncated", "damaged", "foreign", "marker", "document", "non-finite", "norm"
+    "missing", "truncated", "damaged", "foreign", "marker", "document", "non-finite", "norm", "ids"
 ]
 
 _Wrong: TypeAlias = tuple[FindingKind, str, str]  # what kind, the key in the split, a message
@@ -45,7 +45,8 @@ class Finding:
     kind : str
         ``missing``, ``truncated`` and ``damaged`` chunks; ``foreign`` files or chunks, which were
         not written for this place; a damaged or stale ``marker``; a metadata ``document`` that is
-        gone, damaged or disagrees; rows that are ``non-finite``; rows whose ``norm`` disagrees.
+        gone, damaged or disagrees; rows that are ``non-finite``; rows whose ``norm`` disagrees;
+        ``ids`` that several rows of a split have.
     key : str
         The file or object.
     message : str

@@ -72,7 +72,7 @@ def make_split(
     # Commit records and reasons of bad rows are arrays too, and no data: xarray sets them aside.
     aside = f"{layout.SAMPLE_ID} {layout.WRITTEN} {layout.SKIPPED}"
     wanted = replace(spec, keep_bits=store.keep_bits, nonce=nonce, **vars(shape))
-    wanted = replace(wanted, coordinates=aside)
+    wanted = replace(wanted, coordinates=aside, of_spec=store.rows_digest)
     path, put = layout.split_path(epoch, split), location.put_if_absent
     with error_context(f"{split} at epoch {epoch} cannot be stored"):
         SplitSpec.from_dict(wanted.to_dict())  # as every reader of it will
@@ -85,6 +85,8 @@ def make_split(
     if wanted.dataset is not None and wanted.rows > made.spec.rows:
         remedy += ", or append=True if samples were added behind the ones that are stored"
     check_equal(made.spec, wanted, f"{location}: {split} at epoch {epoch}", remedy)
+    with error_context(f"{location}: {split} at epoch {epoch}"):
+        made.spec.check_of(store)
     if made.spec.nonce == nonce:  # this process made it, and nothing was written under it yet
         sweep_stale_markers(made)
     for name, own in array_documents(made.spec).items():

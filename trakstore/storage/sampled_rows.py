@@ -79,7 +79,8 @@ def of_train(sampled: Split, train: Split) -> Split:
             f"{str(sampled.spec.dataset)[-28:]} and weights {str(sampled.spec.checkpoint)[:12]}, "
             f"{train.name} has {train.rows}, {str(train.spec.dataset)[-24:]} and "
             f"{str(train.spec.checkpoint)[:12]}: sampled rows are some for each train row, by the same "
-            f"weights; drop the split (store.drop) and featurize it again, or use kernel='train'"
+            f"weights; drop the split (store.drop) and featurize it again{_other_ids(sampled, train)}, "
+            f"or use kernel='train'"
         )
     if not len(train.masked):
         return sampled
@@ -88,3 +89,17 @@ def of_train(sampled: Split, train: Split) -> Split:
     own = sampled.masked
     left_out = (train.masked[:, None] * draws + np.arange(draws)).ravel()
     return replace(sampled, masked=np.union1d(own, left_out), own_masked=own)
+
+
+def _other_ids(sampled: Split, train: Split) -> str:
+    """Say which ids drawn rows need, where theirs are not those of the train rows; else nothing."""
+    made = origin_of_draws(sampled.spec.dataset)
+    if made is None or made.draws * train.rows != sampled.rows:
+        return ""
+    (first,) = train.column(layout.SAMPLE_ID).read(0, 1).tolist()
+    (row,) = sampled.column(layout.SAMPLE_ID).read(0, 1).tolist()
+    if row == f"{first}~0":
+        return ""
+    return (
+        f" with the ids of {train.name} (ids=), whose first is {first!r}: the first here is {row!r}"
+    )

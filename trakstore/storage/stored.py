@@ -17,8 +17,9 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, LocationError, error_context
+from trakstore.errors import DamagedError, LocationError, TrakStoreError, error_context
 from trakstore.planning import ranges
+from trakstore.quantities import is_whole, shown
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, encode
@@ -144,6 +145,11 @@ class StoredColumn:
             wanted = range(*first.indices(self.shape[0]))
             low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
             taken = slice(None, None, wanted.step)
+        elif not is_whole(first):
+            raise TrakStoreError(
+                f"{self.path} takes a row or a slice of rows, got {shown(first)}: read rows with "
+                f"read(start, stop), or take any others of to_dask() or of the store's xarray"
+            )
         else:  # a row, as Dask asks for it where one is taken of a lazy array
             low = range(self.shape[0])[first]
             high, taken = low + 1, 0
@@ -226,7 +232,7 @@ class StoredColumn:
     def _chunk(self, numbers: tuple[int, ...], fresh: bool) -> NDArray[Any]:
         """Return the values of a chunk, once it is known to be this one."""
         key, spec = layout.chunk_key(self.path, numbers), self.committed_by
-        marker = None if spec is None else marker_of(*self._block(numbers, spec), fresh=fresh)
+        committed = self.committed_tail(numbers, fresh=fresh)
         read = self.location.get_chunk if fresh else partial(read_key, self.location)
         content = read(key, self.form.most)
         # zarr would make up fill values for a chunk that is not there.
@@ -244,15 +250,21 @@ class StoredColumn:
                 f"{self.location}: chunk {key} does not have the checksum it was written with; the "
                 f"stored bytes are damaged"
             )
-        if spec is not None and marker is not None:
-            name = layout.last_part(self.path)
-            if bytes(content[-TAIL:]) != tail_of_chunk(spec, marker, name, numbers):
-                raise MisplacedError(
-                    f"{self.location}: chunk {key} is sound but is not the one that its block's "
-                    f"marker commits: it was copied here, or is an older one"
-                )
+        if committed is not None and bytes(content[-TAIL:]) != committed:
+            raise MisplacedError(
+                f"{self.location}: chunk {key} is sound but is not the one that its block's "
+                f"marker commits: it was copied here, or is an older one"
+            )
         with error_context(str(self.location)):
             return self.form.decode(key, content)
+
+    def committed_tail(self, numbers: tuple[int, ...], *, fresh: bool = False) -> bytes | None:
+        """Return the checksum of a chunk by its block's marker; None where no marker counts it."""
+        spec = self.committed_by
+        if spec is None:
+            return None
+        marker = marker_of(*self._block(numbers, spec), fresh=fresh)
+        return tail_of_chunk(spec, marker, layout.last_part(self.path), numbers)
 
     def wanted_marker(self, numbers: tuple[int, ...]) -> Wanted | None:
         """Return what is to be read of the marker of a chunk's block, None where nothing is."""

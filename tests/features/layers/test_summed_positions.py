@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from trakstore.features.layers import MATCHERS, Call, summed_positions
+from trakstore.features.layers.summed_positions import Statistics
 from trakstore.features.projectors import Rows
 
 pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
@@ -47,6 +48,30 @@ def test_sums_of_channels(shape: tuple[int, ...]) -> None:
     products, sums_of_g = ((one[:, 0, :, None].flatten(2)).sum(2) for one in (g * x, g))
     torch.testing.assert_close(got[0], products, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got[1], sums_of_g, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_normalised_as_they_are_read(dtype: torch.dtype) -> None:
+    """Far from zero, where a product with them as they are would lose all digits of 16 bits."""
+    g, x = draw(3, 1, 70, 9).to(dtype), (draw(3, 1, 70, 9) + 20).to(dtype)
+    statistics = Statistics(draw(70) + 20, draw(70).abs() + 0.1, 1e-3)
+    got = summed_positions.position_sums(g, x, channels=True, alone=True, statistics=statistics)
+    assert got
+    mean, variance, eps = statistics
+    normal = (x.double()[:, 0] - mean.double()[:, None]) / (variance + eps).sqrt()[:, None]
+    expected = (g.double()[:, 0] * normal).sum(2).float()
+    torch.testing.assert_close(got[0], expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(got[1], g.float()[:, 0].sum(2), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_norm_writes_no_normalised_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, (weight, bias) = draw(4, 5, 6), scales(5)
+    args = batch_norm(x, weight, bias)
+    layer = MATCHERS[F.batch_norm](Call(args, {}, {id(weight): "weight", id(bias): "bias"}))
+    assert layer
+    monkeypatch.setattr(F, "batch_norm", lambda *_, **__: pytest.fail("it is normalised again"))
+    pieces = list(layer.pieces((x.unsqueeze(1),), draw(4, 1, 5, 6)))
+    assert [piece.name for piece in pieces] == ["weight", "bias"]  # type: ignore[union-attr]
 
 
 def test_what_the_kernel_does_not_do_is_left_to_torch() -> None:

@@ -17,6 +17,7 @@ from features.sharding.ranks import tensor_parallel
 
 import trakstore as ts
 from trakstore.features import Job
+from trakstore.features.projectors import SJLT
 from trakstore.features.sharding import shard_blocks
 
 OPTIONS = {
@@ -34,14 +35,21 @@ class Unlucky(Texts):
         fault, rank, at = os.environ.get("FAULT", "none -1 -1").split()
         mine = (os.environ.get("RANK"), index) == (rank, int(at))
         if mine and len(list(Path().rglob("written/c.*.0"))) >= 2:
-            if fault == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError("the disk is broken")
+            if fault in ("kill", "stop"):
+                os.kill(os.getpid(), signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+            elif fault == "memory":
+                SJLT.add_outer = _without_memory  # type: ignore[method-assign]
+            else:
+                raise OSError("the disk is broken")
         return super().__getitem__(index)
 
 
+def _without_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("no memory")
+
+
 def unlucky() -> Job:
-    return Job(made(Gpt), {"train": Unlucky(90)}, **OPTIONS)  # type: ignore[arg-type]
+    return Job(made(Gpt), {"train": Unlucky(90)}, shard=both, **OPTIONS)  # type: ignore[arg-type]
 
 
 def few() -> Job:

@@ -39,6 +39,8 @@ PROJECTIONS = {
     "sjlt": ts.ProjectionSpec("sjlt", dim=64),
     "kronecker": ts.ProjectionSpec("kronecker", dim=64, side=8),
     "identity": ts.ProjectionSpec("identity"),
+    # Several runs to a row, so that ranks which divide it take different ones.
+    "short": ts.ProjectionSpec("sjlt", dim=12, s=2),
 }
 
 

@@ -33,7 +33,7 @@ def same_features(folder: Path, ways: list[str]) -> None:
 
 
 def test_two_ranks_give_the_features_of_one_process(tmp_path: Path) -> None:
-    ways = ["fsdp:Llama:sjlt", "tp:Gpt:kronecker"]
+    ways = ["fsdp:Llama:sjlt", "tp:Gpt:kronecker", "tp:Llama:short"]
     done = torchrun(2, "ranks.py", str(tmp_path), *ways)
     assert done.returncode == 0, done.stderr
     assert "generic engine" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from features.sharding import jobs
-from features.sharding.launched import HERE, environment, torchrun
+from features.sharding.launched import HERE, command, environment, torchrun
 
 import trakstore as ts
 from trakstore.features import featurize_job
@@ -60,28 +61,57 @@ def test_a_rank_has_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     same_rows(tmp_path, "few", monkeypatch)
 
 
-def test_a_rank_that_fails_ends_all_with_its_error(tmp_path: Path) -> None:
-    # Without torchrun, which would stop the others before they could say anything.
+def test_groups_of_ranks_share_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [
+        *COMMAND,
+        f"{HERE / 'jobs.py'}:unlucky",
+        "--store",
+        "ranks.zarr",
+        "--fsdp",
+        "--json",
+    ]
+    groups = [
+        subprocess.Popen(
+            command(2, *arguments, "--device", "cpu", "--rank", group, "--world-size", "2"),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for group in ("0", "1")
+    ]
+    told = [one.communicate(timeout=600) for one in groups]
+    assert [one.returncode for one in groups] == [0, 0], told
+    done = [[json.loads(line)["rows"] for line in out.splitlines()] for out, _ in told]
+    assert [len(ranks) for ranks in done] == [2, 2]
+    assert sum(map(sum, done)) >= 90  # more where one group helps the other at the end
+    same_rows(tmp_path, "unlucky", monkeypatch)
+
+
+def alone(ranks: int, cwd: Path, fault: str, *more: str) -> list[subprocess.Popen[str]]:
+    """Start ranks without torchrun, which would stop the others before they could say anything."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     arguments = [f"{HERE / 'jobs.py'}:unlucky", "--store", "s.zarr", "--fsdp", "--device", "cpu"]
-    began, ranks = time.monotonic(), []
-    for rank in ("0", "1", "2"):
-        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "3"}
-        variables = environment(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port, FAULT="fail 1 65", **where
+    where = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, *COMMAND, *arguments, *more],
+            cwd=cwd,
+            env=environment(**where, FAULT=fault, RANK=str(rank), LOCAL_RANK=str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, *COMMAND, *arguments],
-                cwd=tmp_path,
-                env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        for rank in range(ranks)
+    ]
+
+
+def test_a_rank_that_fails_ends_all_with_its_error(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ranks = alone(3, tmp_path, "fail 1 65")
     told = [one.communicate(timeout=120)[0] for one in ranks]
     assert time.monotonic() - began < 120
     assert all(one.returncode for one in ranks)
@@ -89,6 +119,45 @@ def test_a_rank_that_fails_ends_all_with_its_error(tmp_path: Path) -> None:
     for rank in (0, 2):
         assert "rank 1 failed: OSError: the disk is broken" in told[rank], told[rank]
     assert ts.open_store(tmp_path / "s.zarr").status()[0].written_blocks > 0
+
+
+def wait_until_stopped(process: int) -> None:
+    for _ in range(600):
+        time.sleep(0.5)
+        if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+            return
+    raise AssertionError("it was not stopped")
+
+
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_rank_that_is_stopped_ends_the_others(tmp_path: Path, stopped: int) -> None:
+    ranks = alone(3, tmp_path, f"stop {stopped} {60 + 4 * stopped}")
+    try:
+        wait_until_stopped(ranks[stopped].pid)
+        began = time.monotonic()
+        told = [one.communicate(timeout=100)[0] for one in ranks if one is not ranks[stopped]]
+        assert time.monotonic() - began < 80  # on a busy machine, and a minute on another
+    finally:
+        for one in ranks:
+            one.kill()
+            one.communicate()
+    assert [one.returncode for one in ranks if one is not ranks[stopped]] == [2, 2], told
+    # They look for signs in a store of the first rank. One that ends takes the other with it.
+    who = f"rank {stopped}" if stopped else "the first rank"
+    assert any(f"{who} of the sharded model gave no sign of life for 3" in one for one in told), (
+        told
+    )
+    assert all("what was committed is kept" in one for one in told), told
+    assert ts.open_store(tmp_path / "s.zarr").status()[0].written_blocks > 0
+
+
+def test_ranks_that_divide_layers_are_told_which_batch_one_of_them_can_take(tmp_path: Path) -> None:
+    ranks = alone(2, tmp_path, "memory 1 45", "--tp", "2")
+    told = [one.communicate(timeout=150)[0] for one in ranks]
+    assert [one.returncode for one in ranks] == [2, 2], told
+    expected = "memory does not suffice for 4 samples at once on this rank (no memory)"
+    assert expected in told[1] and "give batch_size=2 (--batch-size 2)" in told[1]
+    assert f"rank 1 failed: MemoryLimitError: {expected}" in told[0], told[0]
 
 
 @pytest.mark.parametrize(("ranks", "more"), [(2, ()), (4, ("--tp", "2"))])

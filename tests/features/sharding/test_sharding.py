@@ -110,6 +110,52 @@ def test_a_sharded_model_has_what_a_whole_one_has(tmp_path: Path, more: dict[str
     assert splits[0].columns == splits[1].columns
 
 
+class Alike(Gpt):
+    """Blocks that share their first layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.up = self.blocks[0].up
+
+
+class Wide(nn.Linear):
+    """A layer in float32 within a model in bfloat16, as PEFT's adapters are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def with_wide_layers() -> nn.Module:
+    model = made(Llama).bfloat16()
+    torch.manual_seed(1)
+    for block in model.layers:  # type: ignore[union-attr]
+        block.up = Wide(16, 32)
+    model.head = Wide(16, 40, bias=False)
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: made(Alike), with_wide_layers], ids=["shared", "dtypes"])
+def test_blocks_that_cannot_be_gathered_by_themselves_are_sharded_otherwise(
+    tmp_path: Path, make: Any
+) -> None:
+    expected = features(make(), tmp_path / "whole.zarr")
+    model = make()
+    shard_blocks(model, init_device_mesh("cpu", (1,)))
+    got = features(model, tmp_path / "sharded.zarr")
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_module_with_parameters_of_several_dtypes_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].bias = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    with pytest.raises(TrakStoreError, match=r"a Linear is in a module with .*shard=function"):
+        shard_blocks(model, init_device_mesh("cpu", (1,)))
+    lists = nn.Sequential(nn.Linear(2, 2), nn.ParameterList([torch.zeros(2).bfloat16()]))
+    with pytest.raises(TrakStoreError, match="a ParameterList is in a module"):
+        shard_blocks(lists, init_device_mesh("cpu", (1,)))
+
+
 class Choosing(nn.Module):
     """Mixture of experts: the first word of a text says which one it goes to."""
 
@@ -177,6 +223,23 @@ def test_activations_of_divided_layers_are_refused(tmp_path: Path) -> None:
     divided(model.head, init_device_mesh("cpu", (1,)), [Replicate()])  # type: ignore[arg-type]
     with pytest.raises(TrakStoreError, match="activations= of a model whose layers are divided"):
         features(model, tmp_path / "s.zarr", activations=["norm"])
+
+
+class Indivisible(Llama):
+    """Model that a rank cannot compute with its part of the heads."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids).unflatten(-1, (-1, 7))
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_layers_that_cannot_be_divided_are_explained(tmp_path: Path, sharded: bool) -> None:
+    model = made(Indivisible)
+    if sharded:
+        shard_blocks(model, init_device_mesh("cpu", (1,)))
+    with pytest.raises(TrakStoreError, match=r"don't multiply up to .* trained on") as caught:
+        features(model, tmp_path / "s.zarr")
+    assert ("heads and widths must be multiples of their number" in str(caught.value)) == sharded
 
 
 def test_a_pass_that_ends_for_want_of_memory_is_made_with_fewer_samples(

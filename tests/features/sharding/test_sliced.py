@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.distributed.tensor import Replicate, Shard
 
 from trakstore.features.projectors import Gathered, Outer, Piece, Rows, Sliced, make_projector
+from trakstore.features.projectors.scaled import scaled
 from trakstore.features.sharding import Span, part_of
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 ROWS, COLUMNS, RANKS = 7, 150, 3
 PARAMETERS = ParameterSpec((("before", (4,)), ("weight", (ROWS, COLUMNS))))
+MATRICES = {"before": (4, 1), "weight": (ROWS, COLUMNS)}
 SPECS = [
     ProjectionSpec("sjlt", dim=64, s=2),
     ProjectionSpec("kronecker", dim=64, side=4),
@@ -75,6 +77,40 @@ def test_parts_add_up_to_the_whole(spec: ProjectionSpec, piece: Any, dim: int) -
     assert float(whole.norm()) > 1
 
 
+@pytest.mark.parametrize(
+    ("spec", "columns", "wanted"),
+    [
+        (SPECS[0], (70, 100), (64, 128)),
+        (SPECS[0], (0, 130), (0, 150)),
+        (SPECS[0], (150, 150), (128, 150)),  # of a rank that has none
+        (SPECS[1], (70, 100), (70, 100)),
+        (SPECS[2], (70, 100), (0, 150)),
+    ],
+)
+def test_columns_beside_a_part_are_as_few_as_a_projector_can_do_with(
+    spec: ProjectionSpec, columns: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    own = make_projector(spec, PARAMETERS).of_columns({"weight": columns})
+    first, (rows, width) = own.first_columns.get("weight", 0), own.matrices["weight"]
+    assert (first, first + width) == wanted
+    assert rows == ROWS
+    assert own.matrices["before"] == (4, 1)
+
+
+@pytest.mark.parametrize("spec", SPECS[:3], ids=lambda spec: spec.kind)
+def test_scaled_parts_add_up_to_the_whole(spec: ProjectionSpec) -> None:
+    factors = {
+        name: (normal(a).exp(), normal(b, 1)[:, 0].exp()) for name, (a, b) in MATRICES.items()
+    }
+    projector = scaled(make_projector(spec, PARAMETERS), factors)
+    whole, parts = (torch.zeros(2, projector.dim) for _ in range(2))
+    for make in (rows, outer, gathered):
+        projector.add_piece(whole, make(None))
+        for span in spans(1):
+            Sliced(projector, {"weight": span}).add_piece(parts, make(span))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 def test_parts_are_collected_as_wholes_are(spec: ProjectionSpec) -> None:
     projector = make_projector(spec, PARAMETERS)
@@ -84,12 +120,13 @@ def test_parts_are_collected_as_wholes_are(spec: ProjectionSpec) -> None:
         for make in pieces:
             projector.add_piece(whole, make(None))
         for span in spans(dim):
-            inner = projector.collecting()
+            sliced = Sliced(projector, {"weight": span})
+            inner = sliced._projector.collecting()
             with (
-                mock.patch.object(projector, "collecting", return_value=inner),
+                mock.patch.object(sliced._projector, "collecting", return_value=inner),
                 mock.patch.object(inner, "add", wraps=inner.add) as added,
             ):
-                collecting = Sliced(projector, {"weight": span}).collecting()
+                collecting = sliced.collecting()
                 for make in pieces:
                     collecting.add(parts, make(span))
                 collecting.finish()
@@ -97,14 +134,14 @@ def test_parts_are_collected_as_wholes_are(spec: ProjectionSpec) -> None:
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_a_factor_with_other_columns_beside_it_is_made_whole() -> None:
+def test_a_factor_with_other_columns_beside_it_is_made_wider() -> None:
     span = Span(1, 50, 100)
     piece = outer(span)
     assert isinstance(piece, Outer)
     nothing: Any = lambda *_: pytest.fail("knows of no other columns")  # noqa: E731
     piece = piece._replace(unfolded=nothing, filtered=nothing)
     placed = Sliced(make_projector(SPECS[0], PARAMETERS), {"weight": span})._placed(piece)
-    assert isinstance(placed, Outer) and placed.columns == COLUMNS
+    assert isinstance(placed, Outer) and placed.columns == 128  # two runs
     assert placed.unfolded is None and placed.filtered is None
     assert torch.equal(placed.make_right(0, 2)[:, :, 50:100], piece.make_right(0, 2))
 

@@ -19,7 +19,7 @@ from trakstore.errors import DamagedError, LocationError, NotFoundError, SpecMis
 from trakstore.spec import SplitSpec
 from trakstore.storage.arrays import array_documents, encode
 from trakstore.storage.backends.local import DurableLocalStore
-from trakstore.storage.checking import walk
+from trakstore.storage.checking import repeated_ids, walk
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.columns import stored_rows
 from trakstore.storage.completion import forget_complete, note_complete
@@ -535,3 +535,69 @@ def test_a_link_in_place_of_the_tables_is_told_once(tmp_path: Path) -> None:
     assert [(one.kind, one.key) for one in ts.verify_store(where).findings] == [
         ("foreign", "scores")
     ]
+
+
+def document_with(where: Path, key: str, **changed: Any) -> None:
+    """Write a document again with other attributes, and the checksum of these."""
+    own = attributes((where / key).read_bytes(), "")
+    root = own.get("trakstore")
+    own = {"trakstore": {**root, **changed}} if root else {**own, **changed}
+    (where / key).write_bytes(group_document(own))
+
+
+def test_a_root_whose_splits_cannot_be_its_own_is_found(where: Path) -> None:
+    projection = ts.ProjectionSpec("sjlt", dim=9).to_dict()
+    document_with(where, "zarr.json", projection=projection)
+    (finding,) = verify_store(where).findings
+    assert (finding.kind, finding.key) == ("document", "0/train/zarr.json")
+    assert (
+        "dim, dtype and keep_bits are (8, 'float32', None), the store's says (9," in finding.message
+    )
+    (again,) = verify_store(where, repair=True).findings
+    assert not again.repaired
+
+
+def test_a_root_with_fields_that_no_writer_gives_is_found(where: Path) -> None:
+    document_with(where, "zarr.json", keep_bits=77)
+    (finding,) = verify_store(where).findings
+    assert (finding.kind, finding.key) == ("document", "zarr.json")
+    assert "keep_bits of the store's document must be" in finding.message
+
+
+def test_a_learning_rate_below_zero_is_one_finding_among_others(where: Path) -> None:
+    store = ts.open_store(where)
+    store.write_split(1, "train", X, block_rows=3, learning_rate=0.5)
+    document_with(where, "1/train/zarr.json", learning_rate=-1.0)
+    with pytest.raises(
+        DamagedError,
+        match="learning_rate of the split's document must be a finite number >= 0, got -1",
+    ):
+        ts.open_store(where).split(1, "train")
+    chunk = where / "0/train/norm/c/0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    found = {(one.kind, one.key) for one in verify_store(where).findings}
+    assert found == {("document", "1/train/zarr.json"), ("damaged", "0/train/norm/c/0")}
+
+
+@pytest.mark.parametrize("at_once", [2**23, 2], ids=["one pass", "shares"])
+@pytest.mark.parametrize("name", [int, "r{}".format])
+def test_rows_of_one_id_are_found(
+    where: Path, monkeypatch: pytest.MonkeyPatch, name: Any, at_once: int
+) -> None:
+    """Blocks are written one by one, so that a program of one's own may give ids twice."""
+    monkeypatch.setattr(repeated_ids, "_AT_ONCE", at_once)
+    dtype = "int64" if name is int else "str"
+    columns = tuple(sorted({"features": "float32", "norm": "float32", "sample_id": dtype}.items()))
+    store = ts.open_store(where)
+    split = store.create_split(2, "train", SplitSpec(10, 8, columns, block_rows=3))
+    for block, own in enumerate(([5, 1, 2], [3, 4, 0], [6, 5, 8], [3])):
+        ids = np.array([name(one) for one in own])
+        ids = ids if name is int else ids.astype(np.dtypes.StringDType())
+        rows = stored_rows(X[slice(*split.spec.block_range(block))], "float32", 0)
+        BlockWriter(split).write(block, rows | {"sample_id": ids})
+    (finding,) = verify_store(where).findings
+    assert (finding.kind, finding.key, finding.split) == ("ids", "2/train/sample_id", "train")
+    firsts = {f"first {name(5)!r} in rows 0, 7", f"first {name(3)!r} in rows 3, 9"}
+    assert any(one in finding.message for one in firsts)
+    if at_once > 10:
+        assert "2 ids, first " + f"{name(5)!r} in rows 0, 7" in finding.message

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from math import prod
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, vector
-from trakstore.features.projectors import Outer, Piece, Rows
+from trakstore.features.projectors import Outer, Piece, Rows, part
 from trakstore.features.projectors.pieces import Unfolded
 
 __all__ = ["MATCHERS"]
@@ -22,6 +22,7 @@ __all__ = ["MATCHERS"]
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _GROUPS = 8  # more are done at once, with whole gradients: these weights are small
 _PLACES = 128  # kept: a model's convolutions that differ, but not those of all sizes of inputs
+_BITS = 64  # of a number that says which entries of a window are zeros around a sample
 _FEW = 64  # positions, up to which windows are rows in memory
 
 
@@ -63,32 +64,86 @@ class Geometry:
         shape, by = (n, channels, *self.kernel, *out), (by_sample, by_channel, *taps, *steps)
         return x.as_strided(shape, by).reshape(n, -1, positions).transpose(1, 2)
 
-    def places(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return offsets of positions and of columns in padded samples ``(n, each, channels, *sizes)``.
+    def places(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return where windows of samples ``(n, each, channels, *sizes)`` are; see :class:`Unfolded`.
 
-        The entry of a window is at the sum of both; int32, one number a position and a column.
+        Zeros around the samples are not in memory, where a kernel is small enough that a position's
+        bits say which of its entries those are; otherwise the samples are padded.
         """
         return _places(self, tuple(x.shape[1:]), x.stride()[1:], x.device)
+
+    @property
+    def pads(self) -> bool:
+        """Tell whether there are zeros around samples."""
+        return any((*self.before, *self.after))
+
+    @property
+    def of_padded(self) -> Geometry:
+        """Sizes and steps in a sample that is padded already."""
+        none = (0,) * len(self.kernel)
+        return replace(self, before=none, after=none)
+
+    @property
+    def taps(self) -> int:
+        """Number of entries of a window in a channel."""
+        return prod(self.kernel)
 
 
 @lru_cache(_PLACES)
 def _places(
     geometry: Geometry, shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     (each, channels, *sizes), (by_each, by_channel, *steps) = shape, strides
-    dims = zip(sizes, geometry.kernel, geometry.stride, geometry.dilation, steps, strict=True)
-    positions, columns = [(each, by_each)], [(channels, by_channel)]
-    for size, k, s, d, step in dims:
-        positions.append(((size - d * (k - 1) - 1) // s + 1, s * step))
-        columns.append((k, d * step))
-    return _offsets(positions).to(device), _offsets(columns).to(device)
+    # Of each dimension, where windows begin, and how far their entries are behind.
+    starts, taps = list[Tensor](), list[Tensor]()
+    for size, k, s, d, before, after in zip(
+        sizes,
+        geometry.kernel,
+        geometry.stride,
+        geometry.dilation,
+        geometry.before,
+        geometry.after,
+        strict=True,
+    ):
+        count = (size + before + after - d * (k - 1) - 1) // s + 1
+        starts.append(torch.arange(count) * s - before)
+        taps.append(torch.arange(k) * d)
+    by_start = [start * step for start, step in zip(starts, steps, strict=True)]
+    by_tap = [tap * step for tap, step in zip(taps, steps, strict=True)]
+    positions = _sums([torch.arange(each) * by_each, *by_start])
+    columns = _sums([torch.arange(channels) * by_channel, *by_tap])
+    tables = [positions.to(torch.int32), columns.to(torch.int32)]
+    if geometry.pads:
+        tables += _inside(each, channels, sizes, starts, taps)
+    return tuple(table.to(device) for table in tables)
 
 
-def _offsets(dims: list[tuple[int, int]]) -> Tensor:
-    """Return the offsets of all entries of some dimensions, given as sizes and strides, in order."""
-    total = torch.zeros(1, dtype=torch.int32)
-    for size, step in dims:
-        total = (total[:, None] + torch.arange(size, dtype=torch.int32) * step).flatten()
+def _inside(
+    each: int, channels: int, sizes: list[int], starts: list[Tensor], taps: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the bit of each column, and of each position the bits of those that are in a sample."""
+    known = torch.ones(1, 1, dtype=torch.bool)
+    for size, start, tap in zip(sizes, starts, taps, strict=True):
+        at = start[:, None] + tap
+        own = (at >= 0) & (at < size)
+        known = (known[:, None, :, None] & own[None, :, None, :]).flatten(2).flatten(0, 1)
+    count = known.shape[1]
+    each_bit = torch.ones(count, dtype=torch.int64) << torch.arange(count)
+    bits = (known * each_bit).sum(1)
+
+    def narrow(words: Tensor) -> Tensor:
+        # The highest bit is a sign, which a narrower number has as well.
+        few = count <= _BITS // 2
+        return ((words + 2**31) % 2**32 - 2**31).to(torch.int32) if few else words
+
+    return narrow(each_bit).repeat(channels), narrow(bits).repeat(each)
+
+
+def _sums(dims: list[Tensor]) -> Tensor:
+    """Return the sums of all choices of a number of each dimension, in order."""
+    total = torch.zeros(1, dtype=torch.int64)
+    for one in dims:
+        total = (total[:, None] + one).flatten()
     return total
 
 
@@ -122,10 +177,12 @@ class Convolution(WeightAndBias):
         return Outer(name, left, right, left.shape[1], columns, first_row, filtered, unfolded)
 
     def _unfolded(self, x: Tensor, start: int, stop: int) -> Unfolded:
-        """Return the padded input itself, and where its windows are."""
-        own = x[start:stop]
-        padded = self._shape.padded(own.flatten(0, 1)).unflatten(0, own.shape[:2])
-        return Unfolded(padded, *self._shape.places(padded))
+        """Return the input itself, and where its windows are."""
+        shape, own = self._shape, part(x, start, stop)
+        if shape.pads and shape.taps > _BITS:
+            own = shape.padded(own.flatten(0, 1)).unflatten(0, own.shape[:2])
+            shape = shape.of_padded
+        return Unfolded(own, *shape.places(own))
 
     def _right(self, x: Tensor, start: int, stop: int) -> Tensor:
         windows = self._shape.unfolded(x[start:stop].flatten(0, 1))
@@ -136,8 +193,14 @@ class Convolution(WeightAndBias):
         shape = self._shape
         filters = matrix.T.reshape(matrix.shape[1], -1, *shape.kernel)
         convolve: Any = _CONVOLVE[len(shape.kernel)]
-        padded = shape.padded(x[start:stop].flatten(0, 1).float())
-        out = convolve(padded, filters, stride=shape.stride, dilation=shape.dilation)
+        own = part(x, start, stop).flatten(0, 1).float()
+        alike, padding = shape.before == shape.after, (0,) * len(shape.kernel)
+        # A GPU pads as it reads; on the CPU other kernels would be taken, with other last bits.
+        if alike and own.device.type != "cpu":
+            padding = shape.before
+        else:
+            own = shape.padded(own)
+        out = convolve(own, filters, None, shape.stride, padding, shape.dilation)
         each = out.reshape(stop - start, -1, *out.shape[1:]).flatten(3)
         turned: Tensor = each.permute(0, 1, 3, 2).flatten(1, 2)
         return turned

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.layers.layer import Call, Layer, Matcher, Use, WeightAndBias, as_rows
-from trakstore.features.layers.summed_positions import position_sums
+from trakstore.features.layers.summed_positions import Statistics, position_sums
 from trakstore.features.projectors import Piece
 from trakstore.features.projectors.threads import shared
 from trakstore.machine_code import compiled
@@ -54,12 +54,17 @@ class Normalisation(WeightAndBias):
         if self._weight:
             yield self._summed(self._weight, gradient * normal)
 
-    def _at_once(self, gradient: Tensor, normal: Tensor) -> list[Piece]:
-        """Return the gradients of scale and bias by one kernel; nothing where there is none."""
+    def _at_once(
+        self, gradient: Tensor, x: Tensor, statistics: Statistics | None = None
+    ) -> list[Piece]:
+        """Return the gradients of scale and bias by one kernel; nothing where there is none.
+
+        ``x`` is normalised, or the kernel normalises it by its statistics.
+        """
         if self._dims > 1:
             return []
-        alone = self._bias is not None
-        sums = position_sums(gradient, normal, channels=not self._dims, alone=alone)
+        alone, channels = self._bias is not None, not self._dims
+        sums = position_sums(gradient, x, channels, alone, statistics)
         if sums is None:
             return []
         uses = (self._weight, self._bias)
@@ -75,6 +80,23 @@ class Normalisation(WeightAndBias):
         keep = set(range(product.ndim - self._dims, product.ndim)) if self._dims else {2}
         others = [dim for dim in range(1, product.ndim) if dim not in keep]
         return as_rows(use.name, use.parameter, product.sum(others, dtype=torch.float32))
+
+
+class BatchNorm(Normalisation):
+    """A batch norm by running statistics: on a GPU what it normalised is not written once more."""
+
+    def __init__(
+        self, x: Tensor, weight: Use | None, bias: Use | None, statistics: Statistics
+    ) -> None:
+        mean, variance, eps = statistics
+        normalise: Normalise = lambda t: F.batch_norm(t, mean, variance, eps=eps)  # noqa: E731
+        super().__init__(x, weight, bias, normalise, 0)
+        self._statistics = statistics
+
+    def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
+        """See :meth:`Layer.pieces`."""
+        at_once = self._weight and self._at_once(gradient, inputs[0], self._statistics)
+        yield from at_once or super().pieces(inputs, gradient)
 
 
 class LayerNorm(Normalisation):
@@ -186,7 +208,7 @@ def _batch_norm(call: Call) -> Layer | None:
     uses, eps = _uses(call, 3), call.argument(7, "eps", 1e-5)
     if uses is None or call.argument(5, "training", False) or mean is None:
         return None  # statistics of the batch depend on all of its samples
-    return Normalisation(x, *uses, lambda t: F.batch_norm(t, mean, variance, eps=eps), 0)
+    return BatchNorm(x, *uses, Statistics(mean, variance, eps))
 
 
 MATCHERS: dict[object, Matcher] = {

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from trakstore.features.projectors.triton import usable
 
-__all__ = ["position_sums"]
+__all__ = ["Statistics", "position_sums"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class Statistics(NamedTuple):
+    """Mean and variance by which activations are normalised.
+
+    Attributes
+    ----------
+    mean, variance : Tensor, shape (kept,)
+    eps : float
+        Added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    eps: float
+
+
 def position_sums(
-    gradient: Tensor, x: Tensor, channels: bool, alone: bool
+    gradient: Tensor,
+    x: Tensor,
+    channels: bool,
+    alone: bool,
+    statistics: Statistics | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return sums of ``gradient·x`` over positions, and of ``gradient``; None but on a GPU.
 
@@ -26,6 +47,8 @@ def position_sums(
         Whether the dimension that is kept is that of channels, and not the last.
     alone : bool
         Whether the second sums are asked for. Otherwise they have no numbers.
+    statistics : Statistics, optional
+        Statistics of ``x``: the kernel normalises it as it reads it, so that it is never written.
 
     Returns
     -------
@@ -43,4 +66,4 @@ def position_sums(
         gradient, x = (one.flatten(0, 1).unsqueeze(2).flatten(2).mT for one in (gradient, x))
     else:
         gradient, x = gradient.flatten(1, -2), x.flatten(1, -2)
-    return position_sums(gradient, x, alone)
+    return position_sums(gradient, x, alone, statistics)

@@ -19,7 +19,7 @@ from trakstore.features.projectors.collecting import Changed, Collecting
 from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.products import Side, times
-from trakstore.features.projectors.projector import Projector, Sides, remembered
+from trakstore.features.projectors.projector import Projector, Sides, as_matrix, remembered
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -51,6 +51,15 @@ class Kronecker(Projector):
     def of_scaled(self, factors: Mapping[str, Sides]) -> Kronecker:
         """See :meth:`Projector.of_scaled`."""
         return Kronecker(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
+
+    def of_columns(self, columns: Mapping[str, tuple[int, int]]) -> Kronecker:
+        """See :meth:`Projector.of_columns`: of these alone, where R is not the identity."""
+        made = Kronecker(self.spec, ParameterSpec(tuple(self.shapes.items())), self._factors)
+        for name, (start, stop) in columns.items():
+            rows, rest = shape = self.matrices[name]
+            if self._small(shape)[1] < rest:
+                made.first_columns[name], made.matrices[name] = start, (rows, stop - start)
+        return made
 
     def collecting(self) -> Collecting:
         """See :meth:`Projector.collecting`: small matrices wait for one another, as a sketch's do."""
@@ -127,7 +136,7 @@ class Kronecker(Projector):
 
         A diagonal matrix is given as its diagonal ``(size,)``; None is the identity.
         """
-        shape, factors = self.matrices[name], None
+        shape, factors = as_matrix(self.shapes[name]), None
         if self._factors is not None:
             factors = [one.to(device) for one in self._factors[name]]
         sides: list[Side | Tensor | None] = []
@@ -136,7 +145,10 @@ class Kronecker(Projector):
                 sides.append(None if factors is None else factors[i])
                 continue
             signs = self._signs(name, ("left", "right")[i], shape[i]).to(device)
-            sides.append(Side.of(signs if factors is None else signs * factors[i][:, None]))
+            signs = signs if factors is None else signs * factors[i][:, None]
+            if i == 1:
+                signs = signs.narrow(0, self.first_columns.get(name, 0), self.matrices[name][1])
+            sides.append(Side.of(signs))
         return sides[0], sides[1]
 
     def _signs(self, name: str, which: str, size: int) -> Tensor:

@@ -17,9 +17,10 @@ from trakstore.features.projectors.products import (
     wide_bmm,
 )
 
-__all__ = ["Gathered", "Outer", "Piece", "Rows", "Unfolded", "part"]
+__all__ = ["Gathered", "Memory", "Outer", "Piece", "Rows", "Unfolded", "part"]
 
 Filters = Callable[[int, int, Tensor], Tensor]
+Memory = Callable[[int, int, int], Tensor]  # gives memory of a shape, float32 and contiguous
 
 
 class Unfolded(NamedTuple):
@@ -31,11 +32,16 @@ class Unfolded(NamedTuple):
         Samples first.
     positions, columns : Tensor, int32, shape (positions,) and (columns,)
         Offsets, whose sum is that of an entry behind the sample's first.
+    taps, inside : Tensor, int32 or int64, shape (columns,) and (positions,), optional
+        Bit of each column, and the bits of the columns whose entries are in the input at a position.
+        Others are zero. Without them, all entries are in it.
     """
 
     input: Tensor
     positions: Tensor
     columns: Tensor
+    taps: Tensor | None = None
+    inside: Tensor | None = None
 
 
 class Outer(NamedTuple):
@@ -89,6 +95,13 @@ class Outer(NamedTuple):
         """Return both factors of some samples, float32."""
         return part(self.left, start, stop).float(), self.make_right(start, stop).float()
 
+    def formed_in(self, memory: Memory) -> Tensor:
+        """Form the gradients of all rows, ``(batch, rows, columns)``, float32, in some memory."""
+        left, right = self._operands()
+        out = memory(self.batch, left.shape[2], right.shape[2])
+        wide_bmm(left.transpose(1, 2), right, out)
+        return out[:, : self.rows, : self.columns]
+
     def former(self) -> Callable[[int, int], Tensor]:
         """Return a function that forms the gradients of rows ``start`` to ``stop``.
 
@@ -96,16 +109,22 @@ class Outer(NamedTuple):
         such, as in training, and summed in float32. There ``start`` is a multiple of 8.
         """
         # The right factor is made once, for all rows that are then formed.
-        left, right, columns = self.left, self.make_right(0, self.batch), self.columns
-        low = low_dtype(left, right)
-        if low is None:
-            left, right = left.to(torch.float32), right.to(torch.float32)
+        left, right = self._operands()
+        if left.dtype == torch.float32:
             return lambda a, b: left[:, :, a:b].transpose(1, 2) @ right
-        left, right = aligned(left.to(low)), aligned(right.to(low))
+        columns = self.columns
         # Rows and columns of zeros behind the last ones are formed, too, and not shown.
         return lambda a, b: wide_bmm(left[:, :, a : up_to_aligned(b)].transpose(1, 2), right)[
             :, : b - a, :columns
         ]
+
+    def _operands(self) -> tuple[Tensor, Tensor]:
+        """Return both factors as they are multiplied: aligned in 16 bits, or in float32."""
+        left, right = self.left, self.make_right(0, self.batch)
+        low = low_dtype(left, right)
+        if low is None:
+            return left.to(torch.float32), right.to(torch.float32)
+        return aligned(left.to(low)), aligned(right.to(low))
 
     def right_times(self, start: int, stop: int, side: Side) -> tuple[Tensor, float]:
         """Multiply the right factor with a side ``(columns, n)``: the product and its unit.

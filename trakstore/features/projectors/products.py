@@ -72,11 +72,11 @@ def aligned(factor: Tensor) -> Tensor:
     return padded
 
 
-def wide_bmm(left: Tensor, right: Tensor) -> Tensor:
+def wide_bmm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply stacks ``(b, m, k)`` and ``(b, k, n)`` of one dtype with sums in float32."""
     if left.dtype == torch.float32:
-        return torch.bmm(left, right)
-    return torch.bmm(left, right, out_dtype=torch.float32)
+        return torch.bmm(left, right, out=out)
+    return torch.bmm(left, right, out_dtype=torch.float32, out=out)
 
 
 class Side(NamedTuple):

@@ -77,10 +77,26 @@ class Projector(ABC):
         self.shapes = dict(parameters.shapes)
         self.matrices = {name: as_matrix(shape) for name, shape in parameters.shapes}
 
+        # Columns of parameters that stand before those that tiles have; see `of_columns`.
+        self.first_columns: dict[str, int] = {}
+
     @property
     def dim(self) -> int:
         """Number of features."""
         return self.spec.dim or 0
+
+    def of_columns(self, columns: Mapping[str, tuple[int, int]]) -> Projector:  # noqa: ARG002
+        """Return the projector of gradients that are zero but in some columns, which alone are given.
+
+        It may want more columns than those: what it is given has ``matrices[name][1]`` of them, from
+        ``first_columns[name]`` on. By default it wants all.
+
+        Parameters
+        ----------
+        columns : mapping of name to (first, last)
+            First column that is not zero, and the one after the last.
+        """
+        return self
 
     def of_scaled(self, factors: Mapping[str, Sides]) -> Projector | None:  # noqa: ARG002
         """Return the projector of scaled gradients, where this kind has a place for factors.

@@ -37,7 +37,7 @@ class Scaled(Projector):
 
     def __init__(self, projector: Projector, factors: Mapping[str, Sides]) -> None:
         self.spec, self.shapes = projector.spec, projector.shapes
-        self.matrices = projector.matrices
+        self.matrices, self.first_columns = projector.matrices, projector.first_columns
         self._projector, self._factors = projector, factors
 
     @property

@@ -4,7 +4,9 @@ Row r of run q falls on the features rotated by its offset h(r, q). Rows of equa
 on the CPU (:mod:`.sketching`), and the merged ones sorted. Then some of them that follow one another
 have offsets within a short span, and a tile of their gradients, of 128 positions of the run, falls on a
 window of 256 features: it is sheared, row by row, and summed to that window on the chip, and 256
-numbers are written where there were thousands.
+numbers are written where there were thousands. The window of the next 128 positions begins 128
+features later. So one program that goes through p tiles of the run writes (p + 1)·128 numbers, and no
+feature twice: with few positions, where writing them costs more than the products, p is 4.
 
 Bytes and operations, counted before a kernel was written, of a sample's gradient of ``rows x columns``
 from T positions, with D merged rows of k offsets:
@@ -13,7 +15,7 @@ from T positions, with D merged rows of k offsets:
                       tiles through memory                   sheared on the chip
 ====================  =====================================  =======================================
 operations            2·T·rows·columns                       2·T·D·columns, D = k·(1 - e^(-rows/k))
-bytes of gradients    8·rows·columns (float32, both ways)    (8·256/128)·D·columns/group
+bytes of gradients    8·rows·columns (float32, both ways)    8·(1 + 1/p)·D·columns/group
 bytes of factors      as in training                         and 2·T·(rows + D) for merged rows
 ====================  =====================================  =======================================
 
@@ -49,15 +51,17 @@ __all__ = [
     "Sheared",
     "Windows",
     "pays",
+    "tiles_in_turn",
     "unfolds_in_place",
 ]
 
 ROWS, COLUMNS = 128, 128  # of a tile
 FEW_ROWS = 64  # of a tile that is not sheared
 WINDOW = 256  # features that rows of a group fall on
-FEATURES = 128  # of a tile of features
+FEATURES = 128  # of a tile of features, and of half a window, as windows are written
 _GROUPS = (64, 32, 16)  # rows of a group, at most
 _USUAL = 512  # positions for which the size of groups is chosen
+_FEW, _IN_TURN = 128, 4  # positions up to which a program does several tiles, and how many then
 
 # Bytes and operations in a picosecond of an H100, as far as was measured: sketches read at 2.3 TB/s,
 # stacks of products run at 500 TFLOP/s in 16 bits, at 50 in float32. Assumed, and not measured: 300
@@ -75,6 +79,8 @@ class Sheared:
     ----------
     group : int
         Slots of a group.
+    tiles : int
+        Tiles of a run's columns that a program does in turn.
     entries : int
         Entries of all tiles.
     first : Tensor, int32, shape (slots + 1,)
@@ -83,8 +89,9 @@ class Sheared:
         that have the rows of slots, and the factors that they are merged with.
     shifts : Tensor, int32, shape (slots,)
         Offset of each slot behind that of its group.
-    starts : ndarray of int64, shape (column tiles, groups)
-        First feature of the window of each tile's groups, on the CPU; -1 where there is none.
+    starts : ndarray of int64, shape (programs of a run · (tiles + 1), groups)
+        First of the 128 features of each half of a window, one half behind the other, on the CPU; -1
+        where there is none.
     runs : Tensor, int32, shape (tiles, 3)
         Of the run of each tile of rows its first column, its columns, and where its copy's signs begin.
     signs2 : Tensor, float32, shape (copies · columns,)
@@ -94,6 +101,7 @@ class Sheared:
     """
 
     group: int
+    tiles: int
     entries: int
     first: Tensor
     rows: Tensor
@@ -110,15 +118,15 @@ class Sheared:
         return len(self.shifts)
 
     @classmethod
-    def of(cls, tables: list[RunTable], k: int, device: torch.device) -> Sheared:
-        """Group the rows of some copies' tables, as is cheapest."""
+    def of(cls, tables: list[RunTable], k: int, device: torch.device, in_turn: int = 1) -> Sheared:
+        """Group the rows of some copies' tables, as is cheapest, for tiles that are done in turn."""
         runs = [
             (_MergedRun.of(table, run), start, stop - start, copy * len(table.signs2))
             for copy, table in enumerate(tables)
             for run, (start, stop) in enumerate(ranges(len(table.signs2), k))
         ]
         merged = [run for run, *_ in runs]
-        group = min(_GROUPS, key=lambda size: _slots(merged, size) * _entry(_USUAL, size))
+        group = min(_GROUPS, key=lambda size: _slots(merged, size) * _entry(_USUAL, size, in_turn))
         each = [run.grouped(group, width) for run, _, width, _ in runs]
         counts, rows, signs, shifts, bases, widths = map(np.concatenate, zip(*each, strict=True))
         tiles = np.array(
@@ -135,19 +143,23 @@ class Sheared:
         )
         factors = [torch.from_numpy(one).to(device) for one in (signs, signs2)]
         entries = ROWS * int((-(-tiles[:, 1] // COLUMNS) * COLUMNS).sum())
-        at = np.arange(0, widths.max(), COLUMNS)[:, None]
-        starts = np.where(at < widths, (bases + at) % k, -1)
+        programs = -(-int(widths.max()) // (in_turn * COLUMNS))
+        half = np.tile(np.arange(in_turn + 1), programs)[:, None]
+        at = FEATURES * (np.repeat(np.arange(programs), in_turn + 1)[:, None] * in_turn + half)
+        # The last half of a program is the second one of its last tile, and no tile begins there.
+        there = at - np.where(half > 0, COLUMNS, 0) < widths
+        starts = np.where(there, (bases + at) % k, -1)
         ends = np.concatenate([[0], np.cumsum([len(one.shifts) for one in each])]).tolist()
         spans = tuple(
             (start, width, *own)
             for (_, start, width, _), own in zip(runs, pairwise(ends), strict=True)
         )
         tables_of_slots = (first, rows_of, factors[0], shifts_of, starts, places, factors[1])
-        return cls(group, entries, *tables_of_slots, spans)
+        return cls(group, in_turn, entries, *tables_of_slots, spans)
 
 
 class Windows(NamedTuple):
-    """Windows of one or more tables one behind the other, by the features that they fall on.
+    """Halves of windows of one or more tables one behind the other, by the features they fall on.
 
     Attributes
     ----------
@@ -166,10 +178,10 @@ class Windows(NamedTuple):
         """List the windows of tables, in their order."""
         starts = np.concatenate([table.starts.ravel() for table in tables])
         own = np.flatnonzero(starts >= 0)
-        # Features half a tile apart see every whole tile, the last two ends see those that are shorter.
-        steps = [*range(0, WINDOW, FEATURES // 2), WINDOW - 1]
-        tiles = (starts[own][:, None] + steps) % k // FEATURES
-        wraps = own[starts[own] + WINDOW > k]
+        # As many features as a tile has fall on that of the first and that of the last; where they
+        # wrap around, on the last tile as well, which may be shorter, and on the first.
+        tiles = (starts[own][:, None] + [0, FEATURES - 1]) % k // FEATURES
+        wraps = own[starts[own] + FEATURES > k]
         count = -(-k // FEATURES)
         pairs = np.concatenate(
             [
@@ -235,9 +247,20 @@ def _slots(runs: list[_MergedRun], size: int) -> int:
     return sum(-(-len(run.starts(size)) * size // ROWS) * ROWS for run in runs)
 
 
-def _entry(positions: int, group: int) -> float:
+def tiles_in_turn(positions: int) -> int:
+    """Return how many tiles of a run's columns a program does in turn.
+
+    Examples
+    --------
+    >>> tiles_in_turn(64), tiles_in_turn(512)
+    (4, 1)
+    """
+    return _IN_TURN if positions <= _FEW else 1
+
+
+def _entry(positions: int, group: int, in_turn: int) -> float:
     """Picoseconds of an entry of a tile: its product, its shearing, its part of a window."""
-    window = 2 * 4 * WINDOW / (COLUMNS * group) / _READ
+    window = 2 * 4 * (1 + 1 / in_turn) / group / _READ
     return 2 * positions / _TRITON + _SHEAR + window
 
 
@@ -266,13 +289,13 @@ def pays(
     merging = (2 if low else 4) * positions * (len(table.rows) + table.slots) / _READ
     if not low:
         product = 2 * positions / _WHOLE
-        each = product + 8 / _READ + _entry(0, table.group)
+        each = product + 8 / _READ + _entry(0, table.group, table.tiles)
         return table.entries * each + merging < rows * columns * (product + both_ways)
     forming = 2 * positions * rows * columns / _STACKED
     if unfolded:
         forming = min(forming + _unfolding(positions, columns), _indexed(positions, rows, columns))
     tiles = forming + rows * columns * both_ways
-    return table.entries * _entry(positions, table.group) + merging < tiles
+    return table.entries * _entry(positions, table.group, table.tiles) + merging < tiles
 
 
 def unfolds_in_place(positions: int, rows: int, columns: int) -> bool:

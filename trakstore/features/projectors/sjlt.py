@@ -25,13 +25,21 @@ from torch import Tensor
 from trakstore.features.projectors import loops
 from trakstore.features.projectors.collecting import Collecting, Listed, Place, SmallPieces
 from trakstore.features.projectors.hashing import hash1, hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Outer, Piece, part
+from trakstore.features.projectors.pieces import Gathered, Memory, Outer, Piece, part
 from trakstore.features.projectors.projector import Projector, Sides, remembered
 from trakstore.features.projectors.recent import Recent
-from trakstore.features.projectors.sheared import WINDOW, Sheared, pays, unfolds_in_place
+from trakstore.features.projectors.run_shares import share_count
+from trakstore.features.projectors.sheared import (
+    WINDOW,
+    Sheared,
+    pays,
+    tiles_in_turn,
+    unfolds_in_place,
+)
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.features.projectors.triton import gathers, usable
+from trakstore.features.projectors.waiting_tiles import TilePlace, WaitingTiles
 from trakstore.features.projectors.waiting_windows import WaitingWindows, WindowLists
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
@@ -40,6 +48,7 @@ __all__ = ["SJLT"]
 
 _CPU = torch.device("cpu")
 _GENERATION = 8  # of a GPU that multiplies bfloat16
+_IN_TURN = 9  # of one that does tiles in turn
 _ADD = 0.2  # nanoseconds to add an entry
 _FORMED = 1 << 26  # entries of gradients that a GPU forms at once
 _LISTS = 16  # of small pieces that are kept
@@ -67,11 +76,24 @@ class SJLT(Projector):
         super().__init__(spec, parameters)
         self._factors = factors
         self._lists = Recent[tuple[tuple[Place, ...], torch.device], Listed](_LISTS)
+        self._shares = Recent[tuple[tuple[TilePlace, ...], int, torch.device], Tensor](_LISTS)
+        self.tile_room = 0
         self.windows = WindowLists(self.dim, 1 / math.sqrt(self.spec.s), len(self.shapes))
 
     def of_scaled(self, factors: Mapping[str, Sides]) -> SJLT:
         """See :meth:`Projector.of_scaled`."""
         return SJLT(self.spec, ParameterSpec(tuple(self.shapes.items())), factors)
+
+    def of_columns(self, columns: Mapping[str, tuple[int, int]]) -> SJLT:
+        """See :meth:`Projector.of_columns`: of those runs that columns are in."""
+        made = SJLT(self.spec, ParameterSpec(tuple(self.shapes.items())), self._factors)
+        for name, (start, stop) in columns.items():
+            rows, rest = self.matrices[name]
+            last = min(rest, -(-stop // self.dim) * self.dim)
+            # A rank that has no columns is given some, which are zero.
+            first = min(start, last - 1) // self.dim * self.dim
+            made.first_columns[name], made.matrices[name] = first, (rows, last - first)
+        return made
 
     def collecting(self) -> Collecting:
         """See :meth:`Projector.collecting`: on a GPU many pieces are added by one kernel."""
@@ -158,7 +180,10 @@ class SJLT(Projector):
 
         scale, factors = 1 / math.sqrt(self.spec.s), self._sides(name, out.device)
         for copy in range(self.spec.s):
-            add_sketch(out, tile, self._keys(name, copy), scale, first_row, index, factors)
+            add_sketch(
+                *(out, tile, self._keys(name, copy), scale, first_row, index, factors),
+                first_run=self._first(name) // self.dim,
+            )
 
     def sheared(self, out: Tensor, outer: Outer) -> tuple[Sheared, torch.dtype] | None:
         """Return how a product is sketched with its rows merged, if that is faster on this device.
@@ -171,20 +196,65 @@ class SJLT(Projector):
         if self.dim < WINDOW or not usable(out.device, _GENERATION) or not gathers():
             return None
         last_row = outer.first_row + outer.rows
-        table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device)
+        # Older tensor cores keep a tile in registers of which none are left for the next one.
+        in_turn = tiles_in_turn(outer.positions) if usable(out.device, _IN_TURN) else 1
+        table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device, in_turn)
         low, sizes = outer.low_dtype, (outer.positions, outer.rows, outer.columns)
         in_place = outer.unfolded is not None
         faster = pays(table, *sizes, low=low is not None, unfolded=in_place)
         return (table, low or torch.float32) if faster else None
 
+    def _unfolded_dtype(self, out: Tensor, outer: Outer) -> torch.dtype | None:
+        """Return the dtype in which a product is formed of what is not unfolded, if that is faster."""
+        if outer.unfolded is None or not usable(out.device, _GENERATION):
+            return None
+        faster = unfolds_in_place(outer.positions, outer.rows, outer.columns)
+        return outer.low_dtype if faster else None
+
+    def form(self, out: Tensor, outer: Outer, memory: Memory) -> Tensor:
+        """Form the gradients of a product in some memory, on a GPU."""
+        dtype = self._unfolded_dtype(out, outer)
+        if dtype is None or outer.unfolded is None:
+            return outer.formed_in(memory)
+        from trakstore.features.projectors.triton.shear import formed
+
+        return formed(outer.left, outer.unfolded(0, outer.batch), dtype, memory)
+
+    def sums_of(self, batch: int, rows: int, columns: int) -> int:
+        """Return the count of numbers that programs sum of a gradient, before features have them."""
+        return self.spec.s * share_count(batch, rows, columns, self.dim) * batch * self.dim
+
+    def add_tiles(self, out: Tensor, memory: Tensor, places: tuple[TilePlace, ...]) -> None:
+        """Add the sketch of gradients that lie in some memory, on a GPU."""
+        from trakstore.features.projectors.triton.sparse import add_sketches
+
+        key = places, len(out), out.device
+        shares = self._shares.of(key, lambda: self._shares_of(*key))
+        add_sketches(out, memory, shares, 1 / math.sqrt(self.spec.s))
+
+    def _shares_of(self, places: tuple[TilePlace, ...], batch: int, device: torch.device) -> Tensor:
+        from trakstore.features.projectors.triton.sparse import shares_of
+
+        shares = [
+            share
+            for place in places
+            for copy in range(self.spec.s)
+            for share in shares_of(
+                *(place, self._keys(place.name, copy), batch, self.dim),
+                first_run=self._first(place.name) // self.dim,
+            )
+        ]
+        return torch.tensor(shares, dtype=torch.int32).to(device)
+
+    @property
+    def scaled(self) -> bool:
+        """Tell whether gradients are multiplied with factors."""
+        return self._factors is not None
+
     def _add_unfolded(self, out: Tensor, outer: Outer) -> bool:
         """Add a product of which no right factor is written, if that is faster; tell whether it is."""
-        if outer.unfolded is None or not usable(out.device, _GENERATION):
-            return False
-        dtype = outer.low_dtype
-        if dtype is None:
-            return False
-        if not unfolds_in_place(outer.positions, outer.rows, outer.columns):
+        dtype = self._unfolded_dtype(out, outer)
+        if dtype is None or outer.unfolded is None:
             return False
         from trakstore.features.projectors.triton.shear import formed
 
@@ -225,14 +295,19 @@ class SJLT(Projector):
 
     def _runs(self, name: str, copy: int, rows: Tensor, runs: int) -> tuple[Tensor, Tensor]:
         """Return offsets (int64) and signs (float32) of rows ``(n, 1)``, each ``(n, runs)``."""
-        run = torch.arange(runs, device=rows.device)[None]
+        run = torch.arange(runs, device=rows.device)[None] + self._first(name) // self.dim
         word = hash2(rows, run, self._keys(name, copy)[0])
         # The lowest bit is the sign, and the 31 others, as a fraction of 2³¹, the offset: a product
         # and a shift instead of a remainder, which favours no offset more than the bits allow.
         return (word >> 1) * self.dim >> 31, (1 - 2 * (word & 1)).to(torch.float32)
 
     def _signs2(self, name: str, copy: int, positions: Tensor) -> Tensor:
-        return (1 - 2 * (hash1(positions, self._keys(name, copy)[1]) & 1)).to(torch.float32)
+        true = positions + self._first(name)
+        return (1 - 2 * (hash1(true, self._keys(name, copy)[1]) & 1)).to(torch.float32)
+
+    def _first(self, name: str) -> int:
+        """Return the column of a parameter that is the first of those given, at the start of a run."""
+        return self.first_columns.get(name, 0)
 
     def _scaled(
         self, name: str, rows: Tensor, columns: Tensor, signs: Tensor, signs2: Tensor
@@ -250,6 +325,7 @@ class SJLT(Projector):
         if self._factors is None:
             return None
         rows, columns = self._factors[name]
+        columns = columns.narrow(0, self._first(name), self.matrices[name][1])
         return rows.to(device), columns.to(device)
 
     @remembered
@@ -298,10 +374,10 @@ class SJLT(Projector):
 
     @remembered
     def _sheared_rows_of(
-        self, name: str, first_row: int, last_row: int, device: torch.device
+        self, name: str, first_row: int, last_row: int, device: torch.device, in_turn: int
     ) -> Sheared:
         tables = [one.rows(first_row, last_row) for one in self._tables_of(name)]
-        return Sheared.of(tables, self.dim, device)
+        return Sheared.of(tables, self.dim, device, in_turn)
 
     @remembered
     def _tables_of(self, name: str) -> list[RunTable]:
@@ -322,16 +398,25 @@ class _OnDevice(SmallPieces):
     def __init__(self, projector: SJLT, *given: Any) -> None:
         super().__init__(projector, *given)
         self._sketch, self._windows = projector, WaitingWindows(projector.windows)
+        self._tiles = WaitingTiles(projector)
 
     def add(self, out: Tensor, piece: Piece) -> None:
-        chosen = self._sketch.sheared(out, piece) if isinstance(piece, Outer) else None
-        if chosen and isinstance(piece, Outer):
-            self._windows.add(out, piece, *chosen)
-        else:
+        if not (isinstance(piece, Outer) and self._added(out, piece)):
             super().add(out, piece)
+
+    def _added(self, out: Tensor, outer: Outer) -> bool:
+        """Let a product wait, sheared or formed; tell whether it does."""
+        chosen = self._sketch.sheared(out, outer)
+        if chosen:
+            self._windows.add(out, outer, *chosen)
+            return True
+        # Factors of a scale are not in the table of those that wait.
+        waits = self._waits(out.device) and not self._sketch.scaled
+        return waits and self._tiles.add(out, outer)
 
     def finish(self) -> None:
         self._windows.finish()
+        self._tiles.finish()
         super().finish()
 
 

@@ -1,7 +1,7 @@
 """Projections of the parts of gradients that a rank holds, at their true places.
 
-P is a function of the index, so that a part is added as what it is: some rows of the parameter, or all
-of its rows with zeros in the columns of other ranks.
+P is a function of the index, so that a part is added as what it is: some rows of the parameter, or some
+columns of all of them, with zeros in those beside them that the projector wants as well.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Sliced(Projector):
 
     def __init__(self, projector: Projector, spans: Mapping[str, Span]) -> None:
         self.spec, self.shapes = projector.spec, projector.shapes
-        self.matrices = projector.matrices
-        self._projector, self._spans = projector, spans
+        self.matrices, self.first_columns = projector.matrices, projector.first_columns
+        columns = {name: (one.start, one.stop) for name, one in spans.items() if one.dim}
+        self._projector, self._spans = projector.of_columns(columns), spans
 
     @property
     def dim(self) -> int:
@@ -84,7 +85,7 @@ class Sliced(Projector):
             return outer._replace(first_row=span.start + outer.first_row)
         self._need_part(outer.name, outer.columns, span)
         widened = partial(self._made_wide, outer.make_right, outer.name, span)
-        columns = self.matrices[outer.name][1]
+        columns = self._projector.matrices[outer.name][1]
         # What gives the factor in other ways knows nothing of the columns of other ranks.
         return outer._replace(make_right=widened, columns=columns, filtered=None, unfolded=None)
 
@@ -94,8 +95,10 @@ class Sliced(Projector):
         return self._wide(make(start, stop), name, span)
 
     def _wide(self, part: Tensor, name: str, span: Span) -> Tensor:
-        """Put zeros in the columns of other ranks."""
-        return F.pad(part, (span.start, self.matrices[name][1] - span.stop))
+        """Put zeros in the columns of other ranks that the projector wants."""
+        first = self._projector.first_columns.get(name, 0)
+        last = first + self._projector.matrices[name][1]
+        return F.pad(part, (span.start - first, last - span.stop))
 
     def _need_part(self, name: str, size: int, span: Span) -> None:
         if size > span.stop - span.start:

@@ -1,4 +1,4 @@
-"""Windows of many products, laid one behind the other and folded at once."""
+"""Windows of many products, laid one behind the other in halves and folded at once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from trakstore.features.projectors.pieces import Outer, part
 from trakstore.features.projectors.recent import Recent
-from trakstore.features.projectors.sheared import WINDOW, Sheared, Windows
+from trakstore.features.projectors.sheared import FEATURES, Sheared, Windows
 from trakstore.planning import ranges
 
 __all__ = ["WaitingWindows", "WindowLists"]
 
 _BYTES = 1 << 28  # of windows that wait, and of factors of the samples that are done at once
-_TOGETHER = 1 << 12  # windows of a sample that wait for one another
+_TOGETHER = 1 << 15  # halves of windows of a sample that wait for one another
 _LISTS = 64  # that are kept at least
 
 
@@ -56,7 +56,7 @@ class WaitingWindows:
 
     def add(self, out: Tensor, outer: Outer, table: Sheared, dtype: torch.dtype) -> None:
         """Write the windows of a product that is to be added to ``out (batch, dim)``."""
-        for samples in ranges(outer.batch, max(1, _BYTES // (4 * WINDOW * table.starts.size))):
+        for samples in ranges(outer.batch, max(1, _BYTES // (4 * FEATURES * table.starts.size))):
             self._write(part(out, *samples), outer, table, dtype, samples[0])
 
     def _write(
@@ -79,10 +79,10 @@ class WaitingWindows:
         self._tables.append(table)
 
     def _place(self, out: Tensor, batch: int, count: int) -> Tensor:
-        """Return memory for windows ``(batch, count, 256)`` behind those that wait."""
+        """Return memory for windows ``(batch, count, 128)`` behind those that wait."""
         # A fold rounds its sum once, so that the last bits depend on where folds are. Shapes of this
         # batch alone decide that: another worker, or a run that goes on, has not seen the same ones.
-        together = min(_TOGETHER, _BYTES // (4 * WINDOW * batch))
+        together = min(_TOGETHER, _BYTES // (4 * FEATURES * batch))
         other = self._out is not None and (
             out.data_ptr() != self._out.data_ptr() or out.shape != self._out.shape
         )
@@ -99,19 +99,20 @@ class WaitingWindows:
         if held is None or self._used > held.shape[1]:
             # Twice as many, that few are copied, or as many as were needed before.
             wanted = max(2 * first, min(lists.room, together))
-            windows = out.new_empty(batch, max(self._used, min(wanted, together)), WINDOW)
+            windows = out.new_empty(batch, max(self._used, min(wanted, together)), FEATURES)
             if held is not None:
                 windows[:, :first] = held[:, :first]
             self._windows = held = windows
-            lists.room = max(lists.room, self._used)
         return held
 
     def finish(self) -> None:
         """Fold what waits."""
         if self._out is not None and self._windows is not None and self._tables:
             # Torch for the CPU comes without Triton, and has no windows to fold.
-            from trakstore.features.projectors.triton.shear import fold_windows
+            from trakstore.features.projectors.triton.fold import fold_windows
 
             lists = self._lists.of(tuple(self._tables), self._out.device)
+            # The next batch takes memory for all of them at once, and copies none.
+            self._lists.room = max(self._lists.room, self._used)
             fold_windows(self._out, self._windows[:, : self._used], lists, self._lists.scale)
         self._tables, self._used, self._windows, self._out = [], 0, None, None

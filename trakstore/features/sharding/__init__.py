@@ -10,12 +10,17 @@ torchrun --nproc-per-node 8 -m trakstore featurize jobs.py:llama --store run.zar
 ```
 
 The model of the job is one that all ranks build alike, or a function that builds it: called so that
-parameters take no memory, it is sharded first, and each rank then takes its parts of the checkpoints
-(``save_pretrained``, safetensors in one file or several, ``torch.distributed.checkpoint``), a few
-modules at a time. By default FSDP2 shards each child of every ``ModuleList``, then the whole;
-``Job(shard=function)`` does it in another way, and says how ``--tp`` divides layers. In Python,
-``featurize`` takes a model that ``fully_shard`` or ``parallelize_module`` has sharded as it is; all
-ranks call it at once.
+parameters take no memory, it is sharded first, and each rank then reads its own parts of the
+checkpoints, a few modules at a time: of safetensors and files of ``torch.save``, in one file or
+several, no more; of a folder of ``torch.distributed.checkpoint`` the chunks that they meet, each of
+which is what one rank wrote of a tensor. (Files of before torch 1.6, and those that only
+``from_pretrained`` of transformers can read, are in memory whole.)
+
+By default FSDP2 shards each child of every ``ModuleList``, then the whole; children that share a
+parameter with others are left to the whole, and modules of another dtype, such as float32 adapters in a
+bfloat16 model, are sharded one by one. ``Job(shard=function)`` does it in another way, and says how
+``--tp`` divides layers. In Python, ``featurize`` takes a model that ``fully_shard`` or
+``parallelize_module`` has sharded as it is; all ranks call it at once.
 
 **FSDP2.** Each rank computes its own blocks, with whole weights of one module at a time. Ranks begin
 each forward and backward pass together; one that has nothing to do gathers weights with the others and
@@ -27,19 +32,24 @@ share the blocks as single processes do, and several such groups, numbered by ``
 **Tensor parallel.** Ranks of a group compute the same samples. Each sketches its rows or columns of a
 weight where they belong, what all of them have whole is counted by one, and one sum over the group, of
 ``4 dim`` bytes a sample, makes features of it; with positions divided (``SequenceParallel``) likewise.
-The first rank of a group writes. Columns are sketched with zeros in place of those of other ranks, so
-that each rank does the work of all of them: rows are better where both can be had. It goes together
-with FSDP2 on a mesh of two dimensions.
+The first rank of a group writes. Columns are sketched in whole runs of ``dim``, with zeros in place of
+those of other ranks: where a rank has fewer columns than ``dim``, rows are better if both can be had.
+``rademacher`` and ``gaussian`` take all columns. It goes together with FSDP2 on a mesh of two
+dimensions.
 
 **When a rank fails**, all end with its error. What is committed stays; run again with any number of
-ranks.
+ranks. One that stops without failing, or whose machine is lost, ends the others within a minute under
+``trakstore featurize``, whose ranks give signs of life whatever they compute. One that waits for its
+data for ever gives them, too, and is waited for until the timeout of the process group: half an hour.
+In Python that holds for all ranks: ``init_process_group(timeout=)`` must be longer than a block takes.
 
 What is refused: FSDP's first version (shard by ``fully_shard``), ``MixedPrecisionPolicy`` (give
 ``autocast="bfloat16"``, or convert the model), experts on ranks of their own and other meshes of
 several dimensions within a layer, experts that FSDP2 shards one by one (which ones are called depends
 on the samples: shard the module that chooses between them), ``Embedding(max_norm=)``, activations
 under tensor parallel. Memory that does not suffice halves the samples at once on the rank where it
-happens; under tensor parallel it ends the run: give ``memory_limit``.
+happens; under tensor parallel, where others wait in the same pass, it ends the run with the batch size
+to give.
 
 Pipeline stages (``torch.distributed.pipelining``) are missing. The sum over ranks would do for them
 too. But a schedule runs forward and backward of its chunks by itself, where the watch of a pass
@@ -63,21 +73,22 @@ samples at once            4 on each card: 39 GB, 64 GB in all              16 o
 traffic of a card          weights twice: 245 GB (7/8 of 280) for 4 samples 4.7 GB a sample
 beside it, for features    8 bytes a pass                                   8 kB a sample at dim 2,048
 forward and backward       2 x 72 TFLOP a sample: 0.36 s                    0.36 s / 8
-gradients formed, ``sjlt`` 72 TFLOP, 0.18 s; 70e9 entries sketched, 0.5 s   0.43 of that
-512 tokens, ``sjlt``       1.0 s on each of 8 cards, gathers (0.2 s) behind 0.34 s
+gradients formed, ``sjlt`` 72 TFLOP, 0.18 s; 70e9 entries sketched, 0.5 s   0.15 of that
+512 tokens, ``sjlt``       1.0 s on each of 8 cards, gathers (0.2 s) behind 0.15 s
 512 tokens, ``kronecker``  0.4 s on each of 8 cards                         0.05 s
 ========================== ================================================ ==========================
 
 Under tensor parallel the outputs of attention and of the other layers, 0.35 of the weights, are divided
-by columns, and sketched by each rank as if it had all; of the others it does an eighth.
+by columns, of which each rank takes a fifth, in runs of 2,048; of the others it does an eighth.
 
-So 8 cards do about 8 samples a second by ``sjlt`` with FSDP2 and 3 under tensor parallel, and 20 by
+So 8 cards do about 8 samples a second by ``sjlt`` with FSDP2 and 7 under tensor parallel, and 20 by
 ``kronecker`` either way. Comparisons with ordinary backward passes add one pass for each block.
 """
 
 from __future__ import annotations
 
 from trakstore.features.sharding.finding import sharding_of
+from trakstore.features.sharding.heartbeats import watched_ranks
 from trakstore.features.sharding.on_meta import (
     built_on_meta,
     forget_numbers,
@@ -119,6 +130,7 @@ __all__ = [
     "sharding_of",
     "started_ranks",
     "unloaded",
+    "watched_ranks",
     "whole_tensor",
     "whole_with_memory",
     "with_memory",

@@ -26,13 +26,17 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.sharding.places import Unit, param_groups
 from trakstore.features.wording import first_line
 
-__all__ = ["Lockstep"]
+__all__ = ["Lockstep", "RankGoneError"]
 
 T = TypeVar("T")
 
 # Seconds that a rank which failed waits for the others to come and hear of it.
 _PATIENCE = 20
 _NOT_ALIKE = "the ranks of the sharded model do not go through it alike"
+
+
+class RankGoneError(TrakStoreError):
+    """Loss of another rank, which could not say why."""
 
 
 class Step(IntEnum):
@@ -128,7 +132,7 @@ class Lockstep:
         try:
             dist.all_reduce(chosen, dist.ReduceOp.MAX, group=self._group)
         except RuntimeError as error:
-            self._lost = TrakStoreError(
+            self._lost = RankGoneError(
                 f"another rank of the sharded model is gone ({first_line(error)}): what was committed "
                 f"is kept; run again, with any number of ranks"
             )

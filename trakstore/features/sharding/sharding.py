@@ -92,6 +92,14 @@ class Sharding:
         first: T = given[0]
         return first
 
+    def of_same_samples(self, value: T) -> list[T]:
+        """Return what each of the ranks that compute the same samples has."""
+        if self.tensors is None:
+            return [value]
+        values: list[Any] = [None] * self.tensors.size
+        dist.all_gather_object(values, value, group=self.tensors.cpu)
+        return values
+
     @property
     def whole(self) -> bool:
         """Tell whether this process has all of the model."""

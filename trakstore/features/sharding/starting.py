@@ -6,7 +6,8 @@ import ctypes
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.sharding.heartbeats import telling_failures
 
 __all__ = ["Shard", "free_at_once", "shard_blocks", "shard_model", "started_ranks"]
 
@@ -45,7 +47,8 @@ def started_ranks(device: torch.device, tp: int = 1) -> Iterator[Any]:
     Raises
     ------
     TrakStoreError
-        When no launcher started the ranks, or ``tp`` does not divide them.
+        When no launcher started the ranks, or ``tp`` does not divide them; with the error of another
+        rank, when that failed.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -65,7 +68,8 @@ def started_ranks(device: torch.device, tp: int = 1) -> Iterator[Any]:
     try:
         whole = (ranks // tp, tp) if tp > 1 else (ranks,)
         names = ("data", "tensor") if tp > 1 else ("data",)
-        yield init_device_mesh(device.type, whole, mesh_dim_names=names)
+        with telling_failures():
+            yield init_device_mesh(device.type, whole, mesh_dim_names=names)
     finally:
         dist.destroy_process_group()
 
@@ -106,13 +110,68 @@ def shard_blocks(model: nn.Module, mesh: Any) -> None:
     """Shard each child of every ``ModuleList`` by FSDP2, then the whole model.
 
     Lists within such a child are left to it: experts, for one, are called as the samples want it, and
-    what FSDP gathers must not depend on that.
+    what FSDP gathers must not depend on that. A child that shares a parameter with the rest of the
+    model is gathered with the whole. Modules of another dtype than most parameters around them, such as
+    float32 adapters in a bfloat16 model, are sharded each by itself, as FSDP2 gathers parameters of one
+    dtype together.
+
+    Raises
+    ------
+    TrakStoreError
+        When a module has parameters of several dtypes of its own.
     """
     from torch.distributed.fsdp import fully_shard
 
-    for block in _blocks(model):
+    places = _places(model)
+    blocks = [block for block in _blocks(model) if _is_apart(block, places)]
+    within = {module for block in blocks for module in block.modules()}
+    rest = [module for module in model.modules() if module not in within]
+    for together in (*([*block.modules()] for block in blocks), rest):
+        for module in _of_other_dtypes(together):
+            fully_shard(module, mesh=mesh)
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _own_parameters(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """Yield the parameters of modules, those that several share once for each."""
+    for module in modules:
+        yield from (one for one in module._parameters.values() if one is not None)
+
+
+def _is_apart(block: nn.Module, places: Mapping[int, int]) -> bool:
+    """Tell whether all places of a block's parameters, as counted in the model, are within it."""
+    return all(places[one] == count for one, count in _places(block).items())
+
+
+def _places(model: nn.Module) -> Counter[int]:
+    """Count the places of each parameter, by its id: modules may be in several, too."""
+    modules = (module for _, module in model.named_modules(remove_duplicate=False))
+    return Counter(map(id, _own_parameters(modules)))
+
+
+def _of_other_dtypes(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """List modules whose parameters are of another dtype than most of those gathered with them."""
+    numbers = Counter[torch.dtype]()
+    for one in _own_parameters(modules):
+        numbers[one.dtype] += one.numel()
+    most = max(numbers, key=numbers.__getitem__, default=None)
+    others = []
+    for module in modules:
+        dtypes = {one.dtype for one in _own_parameters([module])}
+        if dtypes <= {most}:
+            continue
+        # Lists of parameters are never called, and nothing would gather them.
+        if len(dtypes) > 1 or isinstance(module, nn.ParameterList | nn.ParameterDict):
+            names = ", ".join(sorted(map(str, numbers)))
+            raise TrakStoreError(
+                f"FSDP2 gathers parameters of one dtype together, and a {type(module).__name__} is in "
+                f"a module with parameters of {names}: convert the model, as by "
+                f"model.to(torch.bfloat16), or give the job shard=function"
+            )
+        others.append(module)
+    return others
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

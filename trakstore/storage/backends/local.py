@@ -101,7 +101,7 @@ class DurableLocalStore(LocalStore):
         DamagedError
             When something else is there, it lies behind a link, or has more than ``most`` bytes.
         """
-        file = _opened(self.place(key), key)
+        file = _opened(self._path(key), key)
         if file is None:
             yield None
             return
@@ -112,6 +112,9 @@ class DurableLocalStore(LocalStore):
 
     def place(self, key: str) -> Path:
         """Return the path of a key; raise a :class:`DamagedError` where a link leads elsewhere."""
+        return Path(self._path(key))
+
+    def _path(self, key: str) -> str:
         # Every folder on the way is looked at, each time: a store may come in an archive of a stranger,
         # and a link in it would have files outside read, replaced or deleted.
         path = f"{self.root}{os.sep}{check_key(key)}"
@@ -120,7 +123,7 @@ class DurableLocalStore(LocalStore):
             if is_link(path[: len(path) - len(key) + at]):
                 raise DamagedError(_LINK.format(key[:at]))
             at = key.find("/", at + 1)
-        return Path(path)
+        return path
 
     async def exists(self, key: str) -> bool:
         """Tell whether there is a regular file."""
@@ -212,7 +215,7 @@ class DurableLocalStore(LocalStore):
 _LINK = "{} is a symbolic link, which no store has: nothing behind it is read or written"
 
 
-def _opened(path: Path, key: str) -> BufferedReader | None:
+def _opened(path: str, key: str) -> BufferedReader | None:
     """Open the regular file at a path; ``None`` for nothing and for a folder."""
     try:
         handle = os.open(path, _FLAGS)

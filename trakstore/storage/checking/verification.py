@@ -11,9 +11,11 @@ import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from trakstore.errors import DamagedError
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine
 from trakstore.quantities import as_whole
@@ -21,6 +23,7 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.block_checks import Finding, check_block
 from trakstore.storage.checking.dropped_splits import check_dropped, check_grams, finish_dropping
+from trakstore.storage.checking.repeated_ids import repeated_ids
 from trakstore.storage.checking.statements import (
     check_claims,
     check_completions,
@@ -192,7 +195,7 @@ def _check_split(
         what = "is of a block that the split does not have: an append was stopped (append again)"
         stray = Finding("marker", key, what, split.epoch, split.name, block)
         _bad_block(walk, split, block, [stray], only_if_old=True)
-    bad = 0
+    bad, sound = 0, list[int]()
     for first, last in ranges(len(inside), 8 * threads):
         some = inside[first:last]
         checked = pool.map(_twice_checked, itertools.repeat(split), some)
@@ -202,8 +205,23 @@ def _check_split(
             if wrong:
                 bad += 1
                 _bad_block(walk, split, block, wrong)
+            else:
+                sound.append(block)
+    _check_ids(walk, split, sound)
     counts = (split.spec.blocks, len(inside), bad)
     return SplitReport(split.epoch, split.name, *counts, split.dropped)
+
+
+def _check_ids(walk: Walk, split: Split, blocks: Sequence[int]) -> None:
+    """Find samples that have several rows in sound blocks."""
+    # A writer that replaces the split meanwhile makes chunks disagree with the markers of before: then
+    # there is nothing to say of ids, and what is wrong with a chunk was said of its block.
+    with suppress(DamagedError):
+        repeated = repeated_ids(split, blocks)
+        if repeated is not None:
+            what = f"names several rows of the split alike: {repeated}"
+            key = layout.child(split.path, layout.SAMPLE_ID)
+            walk.say("ids", key, what, epoch=split.epoch, split=split.name)
 
 
 def _twice_checked(split: Split, block: int) -> list[Finding]:

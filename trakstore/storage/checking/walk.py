@@ -49,6 +49,7 @@ class Walk:
         self.findings: list[Finding] = []
         self.leftovers: list[str] = []
         self.split_names: set[str] = set()
+        self._spec: StoreSpec | None = None  # where the root says it
         self._opened: dict[str, Split] = {}
 
     def say(self, kind: FindingKind, key: str, message: str, **where: Any) -> None:
@@ -108,8 +109,13 @@ class Walk:
             lost = "; put it back from a copy: nothing can be read without it"
             self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
         else:
-            opened = open_store(self.location)  # refuses what is no store, or is of a newer format
-            self._scale(opened.spec)
+            try:
+                # Refuses what is no store, or is of a newer format.
+                self._spec = open_store(self.location).spec
+            except DamagedError as error:
+                self.say("document", key, f"is damaged ({error})")
+                return
+            self._scale(self._spec)
             self.document(key, group_document(stored))
 
     def _scale(self, spec: StoreSpec) -> None:
@@ -202,11 +208,22 @@ class Walk:
             return None
         # The same attributes in other bytes: some other program wrote the document again.
         wanted = group_document(attributes(document or b"", path))
-        if document != wanted and alone is self.repair:
-            self.document(key, wanted, epoch=epoch, split=name)
+        if alone is self.repair:
+            if document != wanted:
+                self.document(key, wanted, epoch=epoch, split=name)
+            self._of_this_store(spec, key, epoch=epoch, split=name)
         dropped = self.is_dropped(path, spec)
         made = self._opened[path] = Split(self.location, epoch, name, spec, dropped=dropped)
         return made
+
+    def _of_this_store(self, spec: SplitSpec, key: str, **where: Any) -> None:
+        """Check that the store's own document and that of a split go together."""
+        if self._spec is None:
+            return  # which is said of the root
+        try:
+            spec.check_of(self._spec)
+        except (DamagedError, SpecMismatchError) as error:
+            self.say("document", key, f"does not go with that of the store: {error}", **where)
 
     def is_dropped(self, path: str, spec: SplitSpec) -> bool:
         """Tell whether the features of a split were dropped.

@@ -32,12 +32,14 @@ _TURN_ROWS = 1024
 class Recall:
     """Share of the exact lists of some targets that an index found, with the largest scores first.
 
+    A row whose score equals the last of an exact list counts as found.
+
     Attributes
     ----------
     method : str
         Method of the scores.
     scaling : str
-        Names of what their products are multiplied with.
+        Names of what their products are multiplied with, and a soft threshold.
     k, candidates, checked : int
         Entries of the lists, candidates of each, and number of targets.
     recall : float
@@ -88,6 +90,12 @@ class IndexDocument:
         have as many rows as any: an append changes none of these.
     recalls : tuple of Recall
         One for each kind of scores that was measured.
+    turned_rows : int
+        Rows of the split when the turns were made; 0 in documents of before this was kept.
+    sampled : tuple of int
+        Nonces of the split of drawn labels whose rows the kernel is of; empty for train rows.
+    draws : int
+        Rows of that split for each train row; 0 for train rows.
     """
 
     kernel: str
@@ -100,6 +108,9 @@ class IndexDocument:
     blocks: str = ""
     whole_blocks: str = ""
     recalls: tuple[Recall, ...] = ()
+    turned_rows: int = 0
+    sampled: tuple[int, ...] = ()
+    draws: int = 0
 
     @classmethod
     def read(cls, what: dict[str, Any]) -> IndexDocument:
@@ -110,7 +121,7 @@ class IndexDocument:
         DamagedError
             When it is no index, or its arrays do not fit what it says.
         """
-        made = cls(**known_fields(what, _FIELDS))
+        made = cls(**known_fields(what, _FIELDS, _NEWER))
         if not len(made.epochs) == len(made.nonces) == len(made.dampings) > 0:
             raise DamagedError("an index says of some epochs more than of others")
         arrays, wanted = table_arrays(what), made.arrays(1)
@@ -153,7 +164,10 @@ _FIELDS = {
     **dict.fromkeys(("rows", "dim"), whole(1)),
     "seed": whole(),
     "recalls": each(made_by(Recall.read, "a recall")),
+    **dict.fromkeys(("turned_rows", "draws"), whole()),
+    "sampled": each(whole()),
 }
+_NEWER = ("turned_rows", "sampled", "draws")  # that documents of before do not have
 
 
 def code_bytes(dim: int) -> int:
@@ -215,17 +229,17 @@ def known_index(
 
 
 def drop_indexes(location: Location, split: str, nonce: int) -> None:
-    """Delete the indexes of a split's rows, at an epoch where it has this nonce.
+    """Delete the indexes of a split's rows, or of their kernel, at an epoch where it has this nonce.
 
     Raises
     ------
     LocationError
         When another process builds one of them.
     """
-    top = layout.child(layout.INDEXES, split)
-    for path in [layout.child(top, name) for name in table_names(location, top)]:
+    tops = [layout.child(layout.INDEXES, one) for one in {split, layout.own_split(split)}]
+    for path in [layout.child(top, name) for top in tops for name in table_names(location, top)]:
         known = known_index(location, path)
-        if known is not None and nonce in known[0].nonces:
+        if known is not None and nonce in (*known[0].nonces, *known[0].sampled):
             with claimed(location, path, "drop"):
                 delete_table(location, path)
 

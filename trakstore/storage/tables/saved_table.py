@@ -228,10 +228,15 @@ def table_arrays(what: Mapping[str, Any]) -> dict[str, SavedArray]:
     return {array.name: array for array in arrays}
 
 
-def known_fields(what: Mapping[str, Any], checks: Mapping[str, Check]) -> dict[str, Any]:
-    """Return the checked fields of a table, from what :func:`read_table` gave, without its arrays."""
-    known = fields(what, {**checks, ARRAYS: anything(), PLACE: text()}, (PLACE,))
-    return {name: known[name] for name in checks}
+def known_fields(
+    what: Mapping[str, Any], checks: Mapping[str, Check], missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the checked fields of a table, from what :func:`read_table` gave, without its arrays.
+
+    Those that are ``missing`` in some tables are left out where they are.
+    """
+    known = fields(what, {**checks, ARRAYS: anything(), PLACE: text()}, (PLACE, *missing))
+    return {name: known[name] for name in checks if name in known}
 
 
 def table_names(location: Location, top: str) -> list[str]:

@@ -3,35 +3,34 @@
 Two launches for all runs and copies of a parameter, and one for those of many. The first merges rows
 of the left factor that fall on the same features. The second multiplies on tensor cores; a tile of
 float32 sums is sheared through the chip's shared memory and summed to windows, one for each group of
-rows. The last adds to each feature what windows have for it. Every sum has one order and nothing is
-added atomically, so the bits are the same in every run. See
+rows. The last (:mod:`.fold`) adds to each feature what windows have for it. Every sum has one order and
+nothing is added atomically, so the bits are the same in every run. See
 :mod:`trakstore.features.projectors.sheared`.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trakstore.features.projectors.pieces import Unfolded
+from trakstore.features.projectors.pieces import Memory, Unfolded
 from trakstore.features.projectors.products import aligned
 from trakstore.features.projectors.sheared import (
     COLUMNS,
-    FEATURES,
     FEW_ROWS,
     ROWS,
     WINDOW,
     Sheared,
-    Windows,
 )
 
-__all__ = ["fold_windows", "formed", "write_windows"]
+__all__ = ["formed", "write_windows"]
 
 _SLOTS, _POSITIONS = 128, 16  # merged by a program
 _STEP = 64  # positions that are multiplied at once
-_LISTED = 16  # windows that a program folds at once
 # Two programs of 8 warps share a multiprocessor's registers: one multiplies while one shears.
 _REGISTERS = 128
 
@@ -81,6 +80,8 @@ def _shear(
     by_column,
     position_offsets,
     column_offsets,
+    inside_bits,
+    column_bits,
     signs2,
     shifts,
     places,
@@ -90,62 +91,84 @@ def _shear(
     rows,
     columns,
     INDEXED: tl.constexpr,
+    MASKED: tl.constexpr,
     SHEARED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
     STEP: tl.constexpr,
     GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """One tile, ``Σ_t left[t, row]·right[t, column]``, or its windows.
+    """TILES tiles in turn, ``Σ_t left[t, row]·right[t, column]``, or their windows.
 
     Where INDEXED, the right factor is at ``position_offsets[t] + column_offsets[column]``, as that of a
-    convolution is in its input. Where SHEARED, rows are slots, the tile is multiplied with the signs of
-    columns, and its row r is summed to its group's window from position ``shifts[r]`` on; a sample has
-    windows ``(column tiles, groups, WINDOW)``. Otherwise it is a part of ``out (rows, columns)``.
+    convolution is in its input. Where MASKED, it is there if ``inside_bits[t]`` has the bit
+    ``column_bits[column]``, and zero otherwise. Where SHEARED, rows are slots, the tile is multiplied
+    with the signs of columns, and its row r is summed to its group's window from position ``shifts[r]``
+    on. The second half of a window is the first one of the next tile's, and goes on to it; a sample has
+    halves ``(programs, TILES + 1, groups, WINDOW / 2)``. Otherwise the tile is a part of ``out (rows,
+    columns)``.
     """
-    tile_c, tile_r, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    part, tile_r, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     if SHEARED:
         start, width = tl.load(places + 3 * tile_r), tl.load(places + 3 * tile_r + 1)
     else:
         start, width = 0, columns
-    if tile_c * COLUMNS < width:
-        i, j, t = tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, STEP)
-        c = tile_c * COLUMNS + j
-        inside, row = c < width, tile_r * ROWS + i
-        own = left + b * left_by_sample
-        other = right + b * by_sample
-        if INDEXED:
-            across = tl.load(column_offsets + start + c, mask=inside, other=0)
-        else:
-            other += start * by_column
-            across = c * by_column
-        tile = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-        for step in range(0, positions, STEP):
-            at = step + t
-            there = at < positions
-            # Slots are whole tiles.
-            known = there[:, None] if SHEARED else there[:, None] & (row < rows)[None, :]
-            place = t[:, None] * left_by_position + row[None, :] * left_by_row
-            a = tl.load(own + place, mask=known, other=0.0)
-            along = t * by_position
+    half = tl.zeros([ROWS // GROUP, WINDOW // 2], dtype=tl.float32)
+    count = tl.minimum(TILES, tl.cdiv(width - part * TILES * COLUMNS, COLUMNS))
+    for turn in tl.static_range(TILES):
+        if turn < count:
+            c = (part * TILES + turn) * COLUMNS + tl.arange(0, COLUMNS)
+            inside = c < width
+            row, t = tile_r * ROWS + tl.arange(0, ROWS), tl.arange(0, STEP)
+            own = left + b * left_by_sample
+            other = right + b * by_sample
             if INDEXED:
-                along = tl.load(position_offsets + at, mask=there, other=0)
-            found = there[:, None] & inside[None, :]
-            r = tl.load(other + along[:, None] + across[None, :], mask=found, other=0.0)
-            tile = tl.dot(tl.trans(a.to(OPERAND)), r.to(OPERAND), tile, input_precision="ieee")
-            # Pointers go on, so that no offset of a long sequence leaves 32 bits.
-            own += STEP * left_by_position
-            other += STEP * by_position  # which is 0 where INDEXED
-        if SHEARED:
-            _write_windows(
-                tile, signs2, shifts, places, out + b * out_by_sample, tile_r, tile_c, start, c,
-                inside, rows, ROWS, COLUMNS, GROUP, WINDOW,
-            )  # fmt: skip
-        else:
-            here = out + b * out_by_sample + row.to(tl.int64)[:, None] * columns + c[None, :]
-            tl.store(here, tile, mask=(row < rows)[:, None] & inside[None, :])
+                across = tl.load(column_offsets + start + c, mask=inside, other=0)
+                if MASKED:
+                    bit = tl.load(column_bits + start + c, mask=inside, other=0)[None, :]
+            else:
+                other += start * by_column
+                across = c * by_column
+            tile = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+            for step in range(0, positions, STEP):
+                at = step + t
+                there = at < positions
+                # Slots are whole tiles.
+                known = there[:, None] if SHEARED else there[:, None] & (row < rows)[None, :]
+                place = t[:, None] * left_by_position + row[None, :] * left_by_row
+                a = tl.load(own + place, mask=known, other=0.0)
+                along = t * by_position
+                if INDEXED:
+                    along = tl.load(position_offsets + at, mask=there, other=0)
+                if (
+                    MASKED
+                ):  # beyond the last position no bit is set, nor one of a column that is none
+                    bits = tl.load(inside_bits + at, mask=there, other=0)[:, None]
+                    found = (bits & bit) != 0
+                else:
+                    found = there[:, None] & inside[None, :]
+                r = tl.load(other + along[:, None] + across[None, :], mask=found, other=0.0)
+                tile = tl.dot(tl.trans(a.to(OPERAND)), r.to(OPERAND), tile, input_precision="ieee")
+                # Pointers go on, so that no offset of a long sequence leaves 32 bits.
+                own += STEP * left_by_position
+                other += STEP * by_position  # which is 0 where INDEXED
+            if SHEARED:
+                half = _write_half(
+                    tile, half, signs2, shifts, places, out + b * out_by_sample, tile_r,
+                    part * (TILES + 1) + turn, start, c, inside,
+                    rows, ROWS, COLUMNS, TILES, GROUP, WINDOW,
+                )  # fmt: skip
+            else:
+                here = out + b * out_by_sample + row.to(tl.int64)[:, None] * columns + c[None, :]
+                tl.store(here, tile, mask=(row < rows)[:, None] & inside[None, :])
+    if SHEARED:
+        _write_last(
+            half, count, out + b * out_by_sample, tile_r, part * (TILES + 1) + count,
+            rows, ROWS, TILES, GROUP, WINDOW,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("first_tile",))
@@ -162,27 +185,41 @@ def _shear_formed(
     rows,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
     GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
-    """Windows of a tile of one run's ``gradients (batch, slots of the run, width)``."""
-    tile_c, own_tile, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    """Windows of tiles of one run's ``gradients (batch, slots of the run, width)``, as above."""
+    part, own_tile, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     tile_r = first_tile + own_tile
-    c = tile_c * COLUMNS + tl.arange(0, COLUMNS)
-    inside, slot = c < width, own_tile * ROWS + tl.arange(0, ROWS)
-    place = slot.to(tl.int64)[:, None] * width + c[None, :]
-    tile = tl.load(gradients + b * by_sample + place, mask=inside[None, :], other=0.0)
-    _write_windows(
-        tile, signs2, shifts, places, out + b * out_by_sample, tile_r, tile_c,
-        tl.load(places + 3 * tile_r), c, inside, rows, ROWS, COLUMNS, GROUP, WINDOW,
+    slot = own_tile * ROWS + tl.arange(0, ROWS)
+    start = tl.load(places + 3 * tile_r)
+    half = tl.zeros([ROWS // GROUP, WINDOW // 2], dtype=tl.float32)
+    count = tl.minimum(TILES, tl.cdiv(width - part * TILES * COLUMNS, COLUMNS))
+    for turn in tl.static_range(TILES):
+        if turn < count:
+            c = (part * TILES + turn) * COLUMNS + tl.arange(0, COLUMNS)
+            inside = c < width
+            place = slot.to(tl.int64)[:, None] * width + c[None, :]
+            tile = tl.load(gradients + b * by_sample + place, mask=inside[None, :], other=0.0)
+            half = _write_half(
+                tile, half, signs2, shifts, places, out + b * out_by_sample, tile_r,
+                part * (TILES + 1) + turn, start, c, inside,
+                    rows, ROWS, COLUMNS, TILES, GROUP, WINDOW,
+            )  # fmt: skip
+    _write_last(
+        half, count, out + b * out_by_sample, tile_r, part * (TILES + 1) + count,
+        rows, ROWS, TILES, GROUP, WINDOW,
     )  # fmt: skip
 
 
 @triton.jit
-def _write_windows(
-    tile, signs2, shifts, places, out, tile_r, tile_c, start, c, inside, rows,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, WINDOW: tl.constexpr,
+def _write_half(
+    tile, half, signs2, shifts, places, out, tile_r, at, start, c, inside, rows,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
+    """Add a tile's windows to the half that is there, write it, and return the second half."""
     i = tl.arange(0, ROWS)
     sign = tl.load(signs2 + tl.load(places + 3 * tile_r + 2) + start + c, mask=inside, other=0.0)
     tile = tile * sign[None, :]
@@ -196,43 +233,37 @@ def _write_windows(
     flat = tl.gather(tl.reshape(tile, (ROWS * COLUMNS,)), tl.reshape(index, (ROWS * WINDOW,)), 0)
     sheared = tl.where(hit, tl.reshape(flat, (ROWS, WINDOW)), 0.0)
     total = tl.sum(tl.reshape(sheared, (ROWS // GROUP, GROUP, WINDOW)), 1)
+    if TILES == 1:
+        _write(total, out, tile_r, at, rows, ROWS, GROUP, WINDOW // 2)
+        return half
+    halves = tl.permute(tl.reshape(total, (ROWS // GROUP, 2, WINDOW // 2)), (0, 2, 1))
+    first, second = tl.split(halves)
+    _write(half + first, out, tile_r, at, rows, ROWS, GROUP, WINDOW // 2)
+    return second
+
+
+@triton.jit
+def _write_last(
+    half, count, out, tile_r, at, rows,
+    ROWS: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    # Of a single tile both halves are written at once.
+    if TILES > 1 and count > 0:
+        _write(half, out, tile_r, at, rows, ROWS, GROUP, WINDOW // 2)
+
+
+@triton.jit
+def _write(
+    numbers, out, tile_r, at, rows,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """Write a half of each group's window, or both, which are one behind the other among all."""
     group = tile_r * (ROWS // GROUP) + tl.arange(0, ROWS // GROUP)
-    place = (tile_c * (rows // GROUP) + group[:, None]) * WINDOW + w[None, :]
-    tl.store(out + place, total)
-
-
-@triton.jit(do_not_specialize=("dim",))
-def _fold(
-    windows,
-    by_sample,
-    first,
-    listed,
-    starts,
-    out,
-    dim,
-    by_row,
-    scale,
-    WINDOW: tl.constexpr,
-    FEATURES: tl.constexpr,
-    LISTED: tl.constexpr,
-):
-    """Add to each feature what windows have for it, at position ``(m - start) mod dim``."""
-    m = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
-    b = tl.program_id(1).to(tl.int64)
-    total = tl.zeros([FEATURES], dtype=tl.float32)
-    last = tl.load(first + tl.program_id(0) + 1)
-    for i in range(tl.load(first + tl.program_id(0)), last, LISTED):
-        at = i + tl.arange(0, LISTED)
-        there = at < last
-        window = tl.load(listed + at, mask=there, other=0)
-        start = tl.load(starts + at, mask=there, other=0)
-        position = m[None, :] - start[:, None]
-        position = tl.where(position < 0, position + dim, position)
-        place = b * by_sample + window.to(tl.int64)[:, None] * WINDOW
-        hit = there[:, None] & (position < WINDOW)
-        total += tl.sum(tl.load(windows + place + position, mask=hit, other=0.0), 0)
-    at = out + b * by_row + m
-    tl.store(at, tl.load(at, mask=m < dim, other=0.0) + scale * total, mask=m < dim)
+    w = tl.arange(0, numbers.shape[1])
+    place = ((at + w[None, :] // HALF) * (rows // GROUP) + group[:, None]) * HALF + w[
+        None, :
+    ] % HALF
+    tl.store(out + place, numbers)
 
 
 def write_windows(
@@ -242,8 +273,8 @@ def write_windows(
 
     Parameters
     ----------
-    windows : Tensor, shape (batch, windows of the table, 256), float32
-        Rows and windows are contiguous, samples need not be.
+    windows : Tensor, shape (batch, halves of windows of the table, 128), float32
+        A sample's are contiguous, samples need not be.
     left : Tensor, shape (batch, positions, rows)
         Factor of rows.
     right : Tensor, shape (batch, positions, columns), or Unfolded
@@ -257,7 +288,7 @@ def write_windows(
     if dtype == torch.float32 and isinstance(right, Tensor):
         _write_formed(windows, _merged(left, table, dtype), right, table)
         return
-    grid = len(table.starts), table.slots // ROWS, len(left)
+    grid = len(table.starts) // (table.tiles + 1), table.slots // ROWS, len(left)
     _multiply(windows, _merged(left, table, dtype), right, table.slots, grid, dtype, table)
 
 
@@ -265,7 +296,7 @@ def _write_formed(windows: Tensor, merged: Tensor, right: Tensor, table: Sheared
     right = right.to(torch.float32)
     for start, width, first, last in table.spans:
         gradients = torch.bmm(merged[:, :, first:last].mT, right[:, :, start : start + width])
-        grid = triton.cdiv(width, COLUMNS), (last - first) // ROWS, len(windows)
+        grid = triton.cdiv(width, table.tiles * COLUMNS), (last - first) // ROWS, len(windows)
         with torch.cuda.device_of(windows):
             _shear_formed[grid](
                 gradients,
@@ -280,6 +311,7 @@ def _write_formed(windows: Tensor, merged: Tensor, right: Tensor, table: Sheared
                 table.slots,
                 ROWS=ROWS,
                 COLUMNS=COLUMNS,
+                TILES=table.tiles,
                 GROUP=table.group,
                 WINDOW=WINDOW,
                 num_warps=8,
@@ -287,11 +319,14 @@ def _write_formed(windows: Tensor, merged: Tensor, right: Tensor, table: Sheared
             )
 
 
-def formed(left: Tensor, right: Unfolded, dtype: torch.dtype) -> Tensor:
+def formed(
+    left: Tensor, right: Unfolded, dtype: torch.dtype, memory: Memory | None = None
+) -> Tensor:
     """Return gradients ``(batch, rows, columns)``, float32, of an input that is not unfolded."""
     batch, _, rows = left.shape
     columns = len(right.columns)
-    out = torch.empty(batch, rows, columns, dtype=torch.float32, device=left.device)
+    memory = memory or partial(torch.empty, dtype=torch.float32, device=left.device)
+    out = memory(batch, rows, columns)
     grid = triton.cdiv(columns, COLUMNS), triton.cdiv(rows, FEW_ROWS), batch
     _multiply(out, left.to(dtype), right, rows, grid, dtype)
     return out
@@ -309,10 +344,11 @@ def _multiply(
     other: tuple[Tensor | int, ...]
     if isinstance(right, Unfolded):
         x = right.input  # a copy in another dtype might have other strides
-        other = x, x.stride(0), 0, 0, right.positions, right.columns
+        bits = x if right.inside is None else right.inside, x if right.taps is None else right.taps
+        other = x, x.stride(0), 0, 0, right.positions, right.columns, *bits
     else:
         x = aligned(right.to(dtype))
-        other = x, *x.stride(), x, x
+        other = x, *x.stride(), x, x, x, x
     hashes = (out, out, out) if table is None else (table.signs2, table.shifts, table.runs)
     limit = {} if table is None else {"maxnreg": _REGISTERS}
     with torch.cuda.device_of(out):
@@ -327,11 +363,13 @@ def _multiply(
             rows,
             out.shape[2],
             INDEXED=isinstance(right, Unfolded),
+            MASKED=isinstance(right, Unfolded) and right.inside is not None,
             SHEARED=table is not None,
             ROWS=FEW_ROWS if table is None else ROWS,
             COLUMNS=COLUMNS,
+            TILES=1 if table is None else table.tiles,
             STEP=_STEP,
-            GROUP=ROWS if table is None else table.group,
+            GROUP=FEW_ROWS if table is None else table.group,
             WINDOW=WINDOW,
             # Triton's interpreter multiplies bfloat16 wrongly.
             OPERAND=_OPERANDS[dtype] if out.is_cuda else tl.float32,
@@ -341,34 +379,6 @@ def _multiply(
 
 
 _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-
-
-def fold_windows(out: Tensor, windows: Tensor, lists: Windows, scale: float) -> None:
-    """Add ``scale`` times what windows have to ``out (batch, dim)``, whose rows are contiguous.
-
-    Parameters
-    ----------
-    out : Tensor, shape (batch, dim), float32
-        Changed in place; dim is at least 256.
-    windows : Tensor, shape (batch, windows, 256), float32
-    lists : Windows
-        Lists of these windows.
-    scale : float
-        1/√s.
-    """
-    with torch.cuda.device_of(out):
-        _fold[(triton.cdiv(out.shape[1], FEATURES), len(out))](
-            windows,
-            windows.stride(0),
-            *lists,
-            out,
-            out.shape[1],
-            out.stride(0),
-            scale,
-            WINDOW=WINDOW,
-            FEATURES=FEATURES,
-            LISTED=_LISTED,
-        )
 
 
 def _merged(left: Tensor, table: Sheared, dtype: torch.dtype) -> Tensor:

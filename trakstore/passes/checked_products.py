@@ -1,0 +1,223 @@
+"""Products of a few targets with stored float16 rows, whose checksums are made on the way.
+
+A row is read from memory once: a checksum apart, a copy of the file and a product would each have it
+come from there again, which takes longer than all that is computed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeAlias
+
+import numba
+import numpy as np
+from crc32c import crc32c
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from trakstore.machine_code import compiled_for_all, has_x86_feature
+from trakstore.passes.half_precision import (
+    F32,
+    four_targets,
+    has_instructions,
+    one_target,
+    wide,
+)
+from trakstore.passes.rows import Rows
+from trakstore.storage.mapped_chunks import is_mappable, mapped_chunk
+from trakstore.storage.stored import StoredColumn
+
+U64: TypeAlias = NDArray[np.uint64]
+_cgutils: Any = cgutils
+_WORD = 8  # bytes that one instruction takes into a checksum
+_ALL_ONES = 2**32 - 1  # what a CRC-32C begins with, and is inverted by at its end
+
+
+def checked_products(lefts: F32, rows: Rows, start: int, stop: int, out: F32) -> bool:
+    """Compute ``lefts @ rows[start:stop].T`` from the files of whole chunks where they lie in memory.
+
+    Parameters
+    ----------
+    lefts : ndarray of float32, shape (m, k)
+    rows : Rows of float16, shape (n, k)
+    start, stop : int
+    out : ndarray of float32, shape (m, stop - start)
+
+    Returns
+    -------
+    bool
+        False where the rows have to be read, and ``out`` may hold anything: since they are not stored
+        so, do not begin with a chunk, or a chunk does not have its checksum.
+    """
+    if not isinstance(rows, StoredColumn) or not _can_check(rows) or start % rows.chunk_rows:
+        return False
+    over, step = _over_zeros(rows.shape[1] * rows.dtype.itemsize), rows.chunk_rows
+    sums = np.empty(step, np.uint64)
+    for low in range(start, stop, step):
+        chunk = mapped_chunk(rows, low // step)
+        if chunk is None:
+            return False
+        values, checksum = chunk
+        part = out[:, low - start : low - start + step]
+        both = values.view(np.uint16), values.view(np.uint64)
+        if len(lefts) == 1:
+            _multiply_one(part[0], sums, lefts[0], *both)
+        else:
+            _multiply(part, sums, lefts, *both)
+        if _joined(sums, over) != checksum:
+            return False
+    return True
+
+
+def _can_check(rows: StoredColumn) -> bool:
+    whole_words = rows.shape[1] * rows.dtype.itemsize % _WORD == 0
+    return rows.dtype == np.float16 and whole_words and _has_instructions() and is_mappable(rows)
+
+
+@cache
+def _has_instructions() -> bool:
+    return has_instructions() and has_x86_feature("crc32")
+
+
+def _summing(_: Any, register: Any, word: Any) -> Any:  # pragma: no cover
+    """Take a word into the register of a CRC-32C."""
+
+    def add(_: Any, builder: Any, __: Any, values: Any) -> Any:
+        word = ir.IntType(64)
+        function = builder.module.declare_intrinsic(
+            "llvm.x86.sse42.crc32.64.64", (), ir.FunctionType(word, [word, word])
+        )
+        return builder.call(function, values)
+
+    return numba.types.uint64(register, word), add
+
+
+def _fetching(_: Any, words: Any, row: Any, column: Any) -> Any:  # pragma: no cover
+    """Have the processor fetch a word from memory while it computes."""
+
+    def fetch(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind, number = signature.args[0], ir.IntType(32)
+        array = context.make_array(kind)(context, builder, values[0])
+        place = _cgutils.get_item_pointer(context, builder, kind, array, values[1:])
+        place = builder.bitcast(place, ir.IntType(8).as_pointer())
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [place.type],
+            ir.FunctionType(ir.VoidType(), [place.type, number, number, number]),
+        )
+        # To read it, soon, as data.
+        builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return numba.types.void(words, row, column), fetch
+
+
+_sum: Any = intrinsic(_summing)
+_fetch: Any = intrinsic(_fetching)
+_F32 = np.float32
+_LINE = 8  # words that come from memory together
+_COLUMNS = 128
+
+
+@compiled_for_all
+def _multiply(
+    out: F32, sums: U64, lefts: F32, rows: NDArray[np.uint16], words: U64
+) -> None:  # pragma: no cover
+    """Multiply targets with rows, four at a time, and compute the registers of each row from 0 on.
+
+    There may be more rows than places in ``out``: these are summed alone.
+    """
+    count, targets = len(words), len(lefts)
+    for first in range(0, count, 4):
+        # Of the last four some may have been done already.
+        i = min(first, max(0, count - 4))
+        _sum_four(sums, words, i, 0, words.shape[1])
+        four = rows[i : min(i + 4, out.shape[1])]
+        for at in range(0, targets // 4 * 4, 4):
+            four_targets(out[at : at + 4, i : i + 4], lefts[at : at + 4], four)
+        for at in range(targets // 4 * 4, targets):
+            one_target(out[at, i : i + 4], lefts[at], four)
+
+
+# Memory is waited for while words are summed, and hardly while numbers are multiplied: so the two take
+# turns, as often as the sums across a vector at the end of each turn allow.
+@compiled_for_all
+def _multiply_one(
+    out: F32, sums: U64, left: F32, rows: NDArray[np.uint16], words: U64
+) -> None:  # pragma: no cover
+    """Do the same for one target, some columns at a time."""
+    count, columns = rows.shape
+    last = len(out) - 1
+    for first in range(0, count, 4):
+        i = min(first, max(0, count - 4))
+        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
+        s, t, u, v = _F32(0), _F32(0), _F32(0), _F32(0)
+        for low in range(0, columns, _COLUMNS):
+            high = min(low + _COLUMNS, columns)
+            part, a, b, c, d = left[low:high], _F32(0), _F32(0), _F32(0), _F32(0)
+            row, row1 = rows[i, low:high], rows[i1, low:high]
+            row2, row3 = rows[i2, low:high], rows[i3, low:high]
+            for j in range(len(part)):
+                value = part[j]
+                a += value * wide(row[j])
+                b += value * wide(row1[j])
+                c += value * wide(row2[j])
+                d += value * wide(row3[j])
+            s, t, u, v = s + a, t + b, u + c, v + d
+            _sum_four(sums, words, i, low // 4, high // 4)
+        for at, value in ((i, s), (i1, t), (i2, u), (i3, v)):
+            if at <= last:
+                out[at] = value
+
+
+@compiled_for_all
+def _sum_four(sums: U64, words: U64, i: int, low: int, high: int) -> None:  # pragma: no cover
+    """Take words of four rows into their registers, which begin with 0 in front of the first word.
+
+    Meanwhile those of the next four rows are fetched.
+    """
+    last = len(words) - 1
+    i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+    if low == 0:
+        sums[i], sums[i1], sums[i2], sums[i3] = 0, 0, 0, 0
+    # An instruction waits for the one before it in its row: so four rows have one under way each.
+    a, b, c, d = sums[i], sums[i1], sums[i2], sums[i3]
+    for j in range(low, high):
+        if j % _LINE == 0:
+            for ahead in range(4, 8):
+                _fetch(words, min(i + ahead, last), j)
+        a, b = _sum(a, words[i, j]), _sum(b, words[i1, j])
+        c, d = _sum(c, words[i2, j]), _sum(d, words[i3, j])
+    sums[i], sums[i1], sums[i2], sums[i3] = a, b, c, d
+
+
+@cache
+def _over_zeros(size: int) -> U64:
+    """Compute a register once ``size`` zeros follow: from each value of its four bytes, shape (4, 256).
+
+    It is linear: that of a whole register is the xor of those of its bits.
+    """
+    zeros = bytes(size)
+    over = [crc32c(zeros, 1 << bit ^ _ALL_ONES) ^ _ALL_ONES for bit in range(32)]
+    values, table = np.arange(256), np.zeros((4, 256), np.uint64)
+    for bit, register in enumerate(over):
+        table[bit // 8] ^= np.where(values >> bit % 8 & 1, register, 0).astype(np.uint64)
+    return table
+
+
+@compiled_for_all
+def _joined(sums: U64, over: U64) -> np.uint64:  # pragma: no cover
+    """Compute the CRC-32C of rows that follow one another from the registers of each, from 0 on."""
+    ones, byte = np.uint64(_ALL_ONES), np.uint64(255)
+    register = ones
+    for own in sums:
+        register = (
+            own
+            ^ over[0, register & byte]
+            ^ over[1, register >> np.uint64(8) & byte]
+            ^ over[2, register >> np.uint64(16) & byte]
+            ^ over[3, register >> np.uint64(24) & byte]
+        )
+    return register ^ ones
