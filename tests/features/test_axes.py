@@ -426,6 +426,7 @@ ASKED: list[tuple[str, Callable[[Tensor], Any], list[int]]] = [
     ("count of all", lambda x: bool(x.sum() == x.numel()), [0]),
     ("sum", lambda x: bool(x.sum() >= 2), [1, 2]),
     ("largest", lambda x: bool(x.max() < 1), [2]),
+    ("a number", lambda x: x.max().item(), [2]),
     ("two answers", lambda x: bool(x.all() | (x.sum() > 1)), [1, 2]),
 ]
 
@@ -443,7 +444,7 @@ def test_samples_that_alone_would_answer_otherwise(
 
 
 TOLD: dict[str, Callable[[Tensor], Any]] = {
-    "a number": lambda x: x.sum().item(),
+    "numbers": lambda x: x.sum(1).tolist(),
     "a question of a mean": lambda x: bool(x.float().mean(0).sum() > 1),
     "a comparison with as many as there are": lambda x: bool(x.sum() >= x.numel()),
     "equality": lambda x: torch.equal(x, x),

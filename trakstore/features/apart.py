@@ -52,7 +52,9 @@ class Contacts(NamedTuple):
         if following.batch == 1:
             return cls(mixed=False, routed=False, gradients=False, decided=[])
         gradients = following.hooked or any(changes_gradients(type(one)) for one in functions)
-        return cls(following.mixed, following.routed, gradients, following.decided)
+        # A number that all samples together have in common with each alone mixes none of them.
+        mixed = following.mixed or any(bool(others.any()) for others in following.told)
+        return cls(mixed, following.routed, gradients, following.decided)
 
 
 @cache

@@ -57,6 +57,8 @@ class Following:
     decided : list of Tensor, bool, shape (batch,)
         For each question that the model asked of all samples at once: those of them that alone would
         have given another answer.
+    told : list of Tensor, bool, shape (batch,)
+        Those of them whose answer is a number, with which the model may compute.
     """
 
     def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
@@ -68,6 +70,7 @@ class Following:
         self.misread: set[str] = set()
         self.mixed = self.routed = self.hooked = False
         self.decided: list[Tensor] = []
+        self.told: list[Tensor] = []
         self._lost = self._sent = False
         self._losses: list[tuple[Node, frozenset[str]]] = []
         # By the address of their memory. The tensors are held, too: memory that was freed would be
@@ -192,10 +195,13 @@ class Following:
             return
         self._read = True
         alone = self._alone(known[0]) if len(known) == 1 else None
-        if alone is not None and isinstance(out, bool | int | float):
-            values = alone.values.bool() if isinstance(out, bool) else alone.values
-            self.decided.append(values != out)
-        self.mixed |= alone is None or rule_of(function).name != "__bool__"
+        if alone is None or not isinstance(out, bool | int | float):
+            self.mixed = True
+            return
+        values = alone.values.bool() if isinstance(out, bool) else alone.values
+        self.decided.append(values != out)
+        if rule_of(function).name != "__bool__":
+            self.told.append(values != out)
 
     def _alone(self, tensor: Tensor) -> Alone | None:
         """Return what each sample alone would give in place of a number of all."""

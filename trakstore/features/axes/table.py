@@ -71,11 +71,10 @@ untyped_storage storage _typed_storage __repr__ __format__
 """
 READS = frozenset(_READS.split())
 # Beginnings of the names of those that tell Python about a tensor's dtype, memory and shape alone.
-_ABOUT_SHAPE = """
-is_ _is_ has_ __get__ sparse_dim dense_dim dim ndimension numel nelement size __len__ element_size
-storage_offset get_device data_ptr
-"""
-_QUIET = tuple(_ABOUT_SHAPE.split())
+_QUIET = (
+    *("is_", "_is_", "has_", "__get__", "sparse_dim", "dense_dim", "dim", "ndimension", "numel"),
+    *("nelement", "size", "__len__", "element_size", "storage_offset", "get_device", "data_ptr"),
+)
 # Functions that make tensors of what Python has.
 MAKES = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
