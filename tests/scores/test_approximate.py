@@ -423,6 +423,12 @@ def test_scores_of_a_target_have_its_own_threshold(store):
         score, _ = index.rescored(scores, own, at, near, 0)
         wanted = np.sign(plain) * np.maximum(np.abs(plain) - threshold, 0)
         np.testing.assert_allclose(score, wanted, rtol=1e-5, atol=1e-6)
+    # Chosen by the scores themselves.
+    chosen = ts.trak_scores(store, soft_threshold="auto")
+    (*_, known) = ts.build_index(chosen, checked=TARGETS).document.recalls
+    assert known.scaling.endswith("threshold auto") and known.recall == 1
+    assert told(chosen) == 1 and np.isnan(told(scores))
+    check_lists(chosen, 300)
 
 
 def told(scores, **how) -> float:
@@ -595,6 +601,22 @@ def test_an_index_fits_where_its_few_chunks_do(tmp_path):
     assert ts.open_index(scores, memory_limit="12MB").nbytes < 5e6
     with pytest.raises(MemoryLimitError, match=r"in memory needs at least 9\.6 MB"):
         ts.open_index(scores, memory_limit="6MB")
+
+
+def test_few_of_many_candidates_take_the_memory_of_their_rows(tmp_path):
+    """Lists of as many entries as there are candidates would take six times as much."""
+    made = ts.FeatureStore.create(
+        tmp_path / "m.zarr", projection=ts.ProjectionSpec("sjlt", dim=64), dtype="float16"
+    )
+    for split, rows in (("train", 3000), ("test", 2)):
+        made.write_split(0, split, np.random.default_rng(rows).standard_normal((rows, 64)))
+    scores = ts.grad_dot_scores(made, of="output")
+    ts.build_index(scores, checked=0)
+    listed = ts.approximate_top_k(scores, 5, memory_limit="20MB")
+    assert listed.attrs["candidates"] == 2048
+    np.testing.assert_allclose(listed["score"][:, 0], np.asarray(scores).max(axis=1), rtol=1e-4)
+    with pytest.raises(MemoryLimitError, match="needs at least"):
+        ts.approximate_top_k(scores, 5, memory_limit="5MB")
 
 
 def test_an_index_without_the_compiler_is_refused(store, monkeypatch):
