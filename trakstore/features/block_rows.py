@@ -293,7 +293,8 @@ class RowComputer:
         """Check a block: a wrong one makes those before it doubted, and others compared in all rows."""
         gpu_done()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
-        block = ComputedBlock(self.engine, self.where, features, order, self._read)
+        read = lambda rows: self._labelled(rows, self.pick(rows))  # noqa: E731
+        block = ComputedBlock(self.engine, self.where, features, order, read)
         # What was computed one by one needs no more than a look.
         check: CheckedRows = "some" if generic and self.engine.one_by_one else self.check
         agrees = block.agrees(check, max(1, min(self.batch_size, int(self.at_once))))
@@ -303,9 +304,6 @@ class RowComputer:
         self.doubted |= self.check == "some" and (drawn or not agrees)
         self.check = self.check if agrees else "all"
         return agrees and not drawn and not (self.skip_bad_rows and block.spoils_good_rows())
-
-    def _read(self, rows: NDArray[np.int64]) -> Any:
-        return self._labelled(rows, self.pick(rows))
 
     def _stored(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
