@@ -41,6 +41,12 @@ CALLS: dict[str, tuple[Call, str]] = {
     ),
     "k": (lambda s: ts.top_k(ts.trak_scores(s), 2.5), r"k must be in 1..12 .*got 2.5"),  # type: ignore[arg-type]
     "matrix": (lambda _: ts.top_k(np.ones((3, 4)), 2), "needed Scores, .* got ndarray"),
+    "index of nothing": (lambda _: ts.open_index(None), "needed Scores, .* got NoneType"),  # type: ignore[arg-type]
+    "index of a store": (lambda s: ts.open_index(s), "needed Scores, .* got FeatureStore"),  # type: ignore[arg-type]
+    "index of a matrix": (
+        lambda s: ts.open_index(ts.trak_scores(s).to_xarray()),  # type: ignore[arg-type]
+        "needed Scores, .* got DataArray",
+    ),
     "saved": (lambda s: ts.save_scores(np.ones((3, 12)), s, "a"), "needed Scores, .* got ndarray"),
     "dim": (lambda _: ts.ProjectionSpec("sjlt", dim=2.5), "dim must be an integer .* got 2.5"),
     "seed": (lambda _: ts.ProjectionSpec("sjlt", dim=2, seed="a"), "seed must be .* got 'a'"),

@@ -126,6 +126,30 @@ def test_an_index_is_built_and_asked(
     assert "recall was not measured" in run(*asked).out
 
 
+def test_an_index_is_built_anew_and_a_low_recall_is_told(
+    run: Any, rated: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trakstore.cli import lists
+    from trakstore.scores import train_index
+
+    monkeypatch.setattr(train_index, "LEAST_CANDIDATES", 3)
+    monkeypatch.setattr(train_index, "CANDIDATES_PER_ENTRY", 2)
+    asked = ["topk", rated.location, "--k", "2", "--approximate", "--damping", "2"]
+    built = ["index", rated.location, "--damping", "2"]
+    run(*built)
+    # λ within a fifth of that of before keeps the turns, unless others are asked for.
+    built[-1] = "2.1"
+    kept, fresh = (json.loads(run(*built, *more, "--json").out) for more in ([], ["--anew"]))
+    own = [part.factor.damping for part in ts.trak_scores(rated, damping=2.1).parts if part.factor]
+    assert fresh["dampings"] == pytest.approx(own)
+    assert [2.1 / 2 * one for one in kept["dampings"]] == pytest.approx(own)
+    for low, says in ((2.0, True), (0.0, False)):
+        monkeypatch.setattr(lists, "LOW_RECALL", low)
+        for ran in (run(*built), run(*asked)):
+            assert ran.code == 0
+            assert ("that is low: `trakstore index --anew`" in " ".join(ran.out.split())) is says
+
+
 def test_neighbours_by_activations(run: Any, tmp_path: Path) -> None:
     from features.models import Samples, mlp
 

@@ -144,6 +144,19 @@ PLACES: list[tuple[str, Callable[[Tensor], Tensor], Mark]] = [
     ("zeros of its shape", torch.zeros_like, FREE),
     ("told", lambda x: torch.tensor(x[0].tolist()), SUSPECT),
     ("looked up", lambda x: torch.ones(9, 2)[x.long()], Axis(0)),
+    (
+        "looked up in columns",
+        lambda x: torch.ones(2, 9).index_select(1, x[:, 0, 0].long()),
+        Axis(1),
+    ),
+    ("columns by samples", lambda x: x.index_select(2, x[:, 0, 0].long()), LOST),
+    ("filled by samples", lambda x: x.index_fill(2, x[:, 0, 0].long(), 0.0), LOST),
+    ("filled by a constant", lambda x: x.index_fill(2, torch.tensor([1]), 0.0), Axis(0)),
+    ("full of one number", lambda x: torch.full_like(x, x.max()), LOST),  # type: ignore[arg-type]
+    ("full of a constant", lambda x: torch.full_like(x, 2.0), FREE),
+    ("filled with one number", lambda x: torch.ones(BATCH, 4).fill_(x.max()), LOST),
+    ("differences", lambda x: x.diff(dim=1, prepend=x[:, :1]), Axis(0)),
+    ("differences of samples", lambda x: x.diff(dim=0), LOST),
 ]
 
 
@@ -394,3 +407,60 @@ def test_a_constant_may_hold_what_python_read_but_a_models_weight_does_not() -> 
     batch = following.begin(torch.ones(BATCH, 4))
     following.passed(Tensor.__bool__, (batch,), {}, True)
     assert following.of(weight) is FREE and following.of(torch.ones(4)) is not FREE
+
+
+def followed(call: Callable[[Tensor], Any], batch: Tensor) -> Following:
+    """Follow a function of a batch whose samples are first."""
+    following = Following(len(batch))
+    with Watched(following):
+        call(following.begin(batch))
+    return following
+
+
+FLAGS = torch.tensor([[1, 1], [1, 0], [0, 0]])
+ASKED: list[tuple[str, Callable[[Tensor], Any], list[int]]] = [
+    ("all", lambda x: bool(x.all()), [0]),
+    ("any", lambda x: bool(x.any()), [2]),
+    ("any of a part", lambda x: bool((x[:, 1:] > 0).any()), [1, 2]),
+    ("none", lambda x: not (x > 5).any(), []),
+    ("count of all", lambda x: bool(x.sum() == x.numel()), [0]),
+    ("sum", lambda x: bool(x.sum() >= 2), [1, 2]),
+    ("largest", lambda x: bool(x.max() < 1), [2]),
+    ("a number", lambda x: x.max().item(), [2]),
+    ("two answers", lambda x: bool(x.all() | (x.sum() > 1)), [1, 2]),
+]
+
+
+@pytest.mark.parametrize(("call", "others"), [a[1:] for a in ASKED], ids=[a[0] for a in ASKED])
+def test_samples_that_alone_would_answer_otherwise(
+    call: Callable[[Tensor], Any], others: list[int]
+) -> None:
+    following = followed(call, FLAGS)
+    (decided,) = following.decided
+    assert decided.nonzero().flatten().tolist() == others
+    # The answers are those of the function itself, of each sample alone.
+    assert [i for i in range(BATCH) if call(FLAGS[i : i + 1]) != call(FLAGS)] == others
+    assert not following.mixed
+
+
+TOLD: dict[str, Callable[[Tensor], Any]] = {
+    "numbers": lambda x: x.sum(1).tolist(),
+    "a question of a mean": lambda x: bool(x.float().mean(0).sum() > 1),
+    "a comparison with as many as there are": lambda x: bool(x.sum() >= x.numel()),
+    "equality": lambda x: torch.equal(x, x),
+    "text": str,
+    "rows that were found": lambda x: list(x.nonzero()),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_tells_python_of_several_samples_mixes_them(name: str) -> None:
+    assert followed(TOLD[name], FLAGS).mixed
+
+
+def test_what_tells_of_no_sample_mixes_none() -> None:
+    quiet: list[Callable[[Tensor], Any]] = [
+        lambda x: (x.is_pinned(), x.is_nonzero, x._version, torch.is_same_size(x, x)),
+        lambda _: bool(torch.ones(2).all()) and torch.equal(torch.ones(2), torch.ones(2)),
+    ]
+    assert not any(followed(call, FLAGS).mixed for call in quiet)

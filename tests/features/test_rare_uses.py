@@ -166,8 +166,11 @@ def test_rows_that_meet_in_a_batch_are_those_of_each_sample_alone(how: str) -> N
         assert error(own.rows((x[rows], length[rows])).features, expected[rows]) < 1e-5
 
 
-@pytest.mark.parametrize(("how", "forwards"), [("branch", 1), ("cut to the longest", 3)])
-def test_halves_of_a_batch_are_compared_where_rows_may_meet(how: str, forwards: int) -> None:
+# Of four samples: outputs of each alone, and features of one.
+@pytest.mark.parametrize(
+    ("how", "forwards"), [("branch", 1), ("cut to the longest", 1), ("number of all", 1 + 4 + 1)]
+)
+def test_samples_are_computed_alone_where_rows_may_meet(how: str, forwards: int) -> None:
     model, x = seeded(lambda: Meeting(how)), (normal(4, LENGTH, WIDTH), torch.full((4,), 2))
     own = engine(model)
     own.rows(x)

@@ -120,9 +120,9 @@ def test_tiles_in_turn_write_each_feature_once(in_turn: int, dtype: torch.dtype)
 
 
 def test_few_positions_are_done_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sjlt_file, "usable", lambda *_: True)
     projector = SJLT(ProjectionSpec("sjlt", dim=512), ParameterSpec((("w", (4096, 640)),)))
-    for positions, tiles in ((16, 4), (512, 1)):
+    for own, positions, tiles in ((9, 16, 4), (9, 512, 1), (8, 16, 1)):
+        monkeypatch.setattr(sjlt_file, "usable", lambda _, least=7, own=own: least <= own)
         left, right = (
             torch.empty(2, positions, n, dtype=torch.bfloat16, device="meta") for n in (4096, 640)
         )
@@ -174,7 +174,7 @@ def entries_of(unfolded: Unfolded, b: int) -> torch.Tensor:
     places = unfolded.positions[:, None] + unfolded.columns
     known = torch.ones_like(places, dtype=torch.bool)
     if unfolded.inside is not None and unfolded.taps is not None:
-        known = (unfolded.inside[:, None] >> unfolded.taps) & 1 != 0
+        known = unfolded.inside[:, None] & unfolded.taps != 0
     sample = unfolded.input[b]
     whole = sample.as_strided((int(places[known].max()) + 1,), (1,))
     assert int(places[known].min()) >= 0

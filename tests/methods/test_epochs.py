@@ -15,6 +15,7 @@ from zarr.storage import MemoryStore
 import trakstore as ts
 from trakstore.errors import SpecMismatchError
 from trakstore.features import featurize
+from trakstore.methods.by_name import scores_by_name
 from trakstore.report.write import write_report
 
 N, M, DIM = 40, 5, 6
@@ -32,6 +33,8 @@ ASKED: dict[str, Callable[[ts.FeatureStore], Any]] = {
     "whitened-cos": ts.whitened_cos_scores,
     "self-scores": ts.self_scores,
     "query": ts.Query,
+    "index": lambda store: ts.build_index(ts.trak_scores(store)),
+    "by-name": lambda store: scores_by_name("trak", store, "test", "train"),
     "report": lambda store: write_report(store, "never.html"),
 }
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import dask
+import numba
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ import torch
 import trakstore as ts
 from trakstore.errors import (
     DamagedError,
+    LocationError,
     MemoryLimitError,
     NotFoundError,
     SpecMismatchError,
@@ -27,7 +29,7 @@ from trakstore.errors import (
 )
 from trakstore.kernels import Cholesky, Dual, Eigen
 from trakstore.passes.rows import ArrayRows
-from trakstore.scores import index_build, index_recall
+from trakstore.scores import index_build, index_recall, train_index
 from trakstore.scores.sign_codes import Turn, add_estimates
 from trakstore.storage import layout
 from trakstore.storage.tables.saved_table import read_table
@@ -341,7 +343,11 @@ def test_measured_recall_is_stored_and_said(store):
     found = ts.approximate_top_k(scores, 3, candidates=30)
     said = {name: found.attrs[name] for name in ("recall", "recall_k", "checked", "candidates")}
     assert said == {"recall": 1, "recall_k": 5, "checked": 6, "candidates": 30}
-    unmeasured = ts.build_index(scores, checked=0)
+    # Where nothing is measured, what is known of the same codes stays.
+    for few in (scores, scores.isel(train=range(300))):
+        assert ts.build_index(few, checked=0).document == index.document
+        assert ts.build_index(few.isel(target=[])).document == index.document
+    unmeasured = ts.build_index(scores, checked=0, anew=True)
     assert np.isnan(ts.approximate_top_k(scores, 3, candidates=30).attrs["recall"])
     assert "not measured" in repr(unmeasured)
     # Without an index: all rows are candidates.
@@ -358,6 +364,71 @@ def test_recall_is_that_of_the_targets_it_was_measured_on(store, monkeypatch):
     found, exact = ts.approximate_top_k(scores, 10), ts.top_k(scores, 10)
     (told,) = index.document.recalls
     assert told.recall == pytest.approx(recall(found, exact)) and told.recall < 1
+
+
+def test_a_list_of_all_rows_replaces_no_recall_that_was_measured(store, monkeypatch):
+    monkeypatch.setattr("trakstore.scores.train_index.LEAST_CANDIDATES", 40)
+    scores = ts.trak_scores(store)
+    with pytest.raises(TrakStoreError, match=rf"k must be .* 1 to {ROWS}, got {ROWS + 1}"):
+        ts.build_index(scores, k=ROWS + 1)
+    (whole,) = ts.build_index(scores, k=ROWS, checked=2).document.recalls
+    assert (whole.recall, whole.candidates) == (1, ROWS)
+    index = ts.build_index(scores, checked=4)
+    assert [one.candidates for one in index.document.recalls] == [100]
+    assert ts.build_index(scores, k=ROWS, checked=2).document == index.document
+
+
+def test_any_of_equal_scores_counts_as_found(tmp_path, monkeypatch):
+    """Half of the rows, and two of three targets, have no gradient; others are there three times."""
+    monkeypatch.setattr("trakstore.scores.train_index.LEAST_CANDIDATES", 40)
+    monkeypatch.setattr("trakstore.scores.train_index.CANDIDATES_PER_ENTRY", 1)
+    made = ts.FeatureStore.create(
+        tmp_path / "e.zarr", projection=ts.ProjectionSpec("sjlt", dim=DIM), dtype="float16"
+    )
+    x = np.zeros((600, DIM), np.float32)
+    x[300:] = np.repeat(features(100, 3), 3, axis=0)
+    for split, own in (("train", x), ("test", np.stack([x[0], x[1], x[400]]))):
+        made.write_split(0, split, own, out_to_loss=np.ones(len(own), np.float32))
+    for scores in (ts.trak_scores(made), ts.grad_dot_scores(made)):
+        # Of the third target, the row itself three times, and the next ones.
+        index = ts.build_index(scores, k=4, checked=3)
+        found, exact = ts.approximate_top_k(scores, 4), ts.top_k(scores, 4)
+        np.testing.assert_allclose(found["score"], exact["score"], rtol=1e-5, atol=1e-6)
+        assert recall(found, exact) < 1
+        assert [one.recall for one in index.document.recalls][-1] == 1
+
+
+def test_recall_with_a_threshold_is_told_apart(store, monkeypatch):
+    monkeypatch.setattr("trakstore.scores.train_index.LEAST_CANDIDATES", 12)
+    monkeypatch.setattr("trakstore.scores.train_index.CANDIDATES_PER_ENTRY", 1)
+    plain = ts.trak_scores(store)
+    index = ts.build_index(plain, checked=TARGETS)
+    most = float(np.abs(np.asarray(plain)).max())
+    shrunk = ts.trak_scores(store, soft_threshold=0.9 * most)
+    assert np.isnan(told(shrunk))
+    both = ts.build_index(shrunk, checked=TARGETS).document.recalls
+    assert both[0] == index.document.recalls[0] and both[0].recall < 0.9
+    # Nearly all scores are 0 now: any are as good as those of the exact lists.
+    assert both[1].recall > 0.98 and told(shrunk) == both[1].recall != told(plain)
+    assert str(shrunk.soft_threshold) in both[1].scaling
+
+
+def test_scores_of_a_target_have_its_own_threshold(store):
+    scores = ts.trak_scores(store)
+    index, window = ts.build_index(scores, checked=0), scores.window(0, 3)
+    own = replace(window, thresholds=np.array([0.1, 0, 0.2], np.float32))
+    near = np.arange(50)
+    for at, threshold in enumerate((0.1, 0.0, 0.2)):
+        plain, _ = index.rescored(scores, window, at, near, 0)
+        score, _ = index.rescored(scores, own, at, near, 0)
+        wanted = np.sign(plain) * np.maximum(np.abs(plain) - threshold, 0)
+        np.testing.assert_allclose(score, wanted, rtol=1e-5, atol=1e-6)
+    # Chosen by the scores themselves.
+    chosen = ts.trak_scores(store, soft_threshold="auto")
+    (*_, known) = ts.build_index(chosen, checked=TARGETS).document.recalls
+    assert known.scaling.endswith("threshold auto") and known.recall == 1
+    assert told(chosen) == 1 and np.isnan(told(scores))
+    check_lists(chosen, 300)
 
 
 def told(scores, **how) -> float:
@@ -499,6 +570,62 @@ def test_refusals(store, make_scores):
     ts.build_index(scores)
     with pytest.raises(MemoryLimitError, match="in memory"):
         ts.open_index(scores, memory_limit="20kB")
+
+
+def test_an_index_that_is_built_while_it_is_read_is_no_damage(store, monkeypatch):
+    scores = ts.trak_scores(store)
+    index = ts.build_index(scores, checked=0)
+    read = train_index.read_index
+    stale = read(store.location, index.path)
+    more = features(100, 77)
+    ids = [f"train{ROWS + i}" for i in range(100)]
+    store.append(0, "train", more, out_to_loss=np.ones(100, np.float32), ids=ids)
+    ts.build_index(ts.trak_scores(ts.open_store(store.location)), checked=0)
+    documents = [stale]
+    monkeypatch.setattr(
+        train_index, "read_index", lambda *at: documents.pop() if documents else read(*at)
+    )
+    with pytest.raises(LocationError, match=r"was built again, or is being built.*try again"):
+        ts.open_index(scores)
+
+
+def test_an_index_fits_where_its_few_chunks_do(tmp_path):
+    """The chunks of the turns, 4 MB each, are one of each epoch."""
+    made = ts.FeatureStore.create(
+        tmp_path / "w.zarr", projection=ts.ProjectionSpec("sjlt", dim=1024), dtype="float16"
+    )
+    for split, rows in (("train", 200), ("test", 2)):
+        made.write_split(0, split, np.random.default_rng(rows).standard_normal((rows, 1024)))
+    scores = ts.grad_dot_scores(made, of="output")
+    ts.build_index(scores, checked=0)
+    assert ts.open_index(scores, memory_limit="12MB").nbytes < 5e6
+    with pytest.raises(MemoryLimitError, match=r"in memory needs at least 9\.6 MB"):
+        ts.open_index(scores, memory_limit="6MB")
+
+
+def test_few_of_many_candidates_take_the_memory_of_their_rows(tmp_path):
+    """Lists of as many entries as there are candidates would take six times as much."""
+    made = ts.FeatureStore.create(
+        tmp_path / "m.zarr", projection=ts.ProjectionSpec("sjlt", dim=64), dtype="float16"
+    )
+    for split, rows in (("train", 3000), ("test", 2)):
+        made.write_split(0, split, np.random.default_rng(rows).standard_normal((rows, 64)))
+    scores = ts.grad_dot_scores(made, of="output")
+    ts.build_index(scores, checked=0)
+    listed = ts.approximate_top_k(scores, 5, memory_limit="20MB")
+    assert listed.attrs["candidates"] == 2048
+    np.testing.assert_allclose(listed["score"][:, 0], np.asarray(scores).max(axis=1), rtol=1e-4)
+    with pytest.raises(MemoryLimitError, match="needs at least"):
+        ts.approximate_top_k(scores, 5, memory_limit="5MB")
+
+
+def test_an_index_without_the_compiler_is_refused(store, monkeypatch):
+    scores = ts.trak_scores(store)
+    ts.build_index(scores, checked=0)
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    for call in (ts.build_index, ts.open_index, partial(ts.approximate_top_k, k=3, candidates=30)):
+        with pytest.raises(TrakStoreError, match="unset NUMBA_DISABLE_JIT"):
+            call(scores)
 
 
 def test_a_row_that_is_not_the_indexed_one_is_refused(store):

@@ -127,7 +127,7 @@ def test_a_limit_for_the_codes_in_memory_is_looked_at_before(store):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_build, "_workers", lambda *_: 1)
         with pytest.raises(MemoryLimitError, match="in memory"):
-            ts.build_index(other, checked=0, memory_limit="20kB")
+            ts.build_index(other, checked=0, memory_limit="12kB")
     assert_equal(ts.open_index(scores), before)
 
 

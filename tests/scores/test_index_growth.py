@@ -10,6 +10,7 @@ import pytest
 import trakstore as ts
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.scores import index_build
+from trakstore.scores.index_rows import IndexedRows
 from trakstore.storage import layout
 from trakstore.storage.group_documents import group_document
 from trakstore.storage.tables.saved_table import read_table
@@ -53,9 +54,11 @@ def recall(index: ts.TrainIndex) -> float:
 def turned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of rows that turns are made of from now on."""
     counts: list[int] = []
-    turns = index_build._turns
+    turns = IndexedRows.turns
     monkeypatch.setattr(
-        index_build, "_turns", lambda *given: counts.append(given[1].rows) or turns(*given)
+        IndexedRows,
+        "turns",
+        lambda one, seed: counts.append(one.columns[0].shape[0]) or turns(one, seed),
     )
     return counts
 

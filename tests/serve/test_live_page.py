@@ -119,8 +119,10 @@ def test_a_click_on_a_sample_asks_about_it(browser: Any) -> None:
     answered(browser, f"train {first}")
     assert ids(browser)[0] == first  # its own first proponent
     assert browser.find_element("id", "target").get_attribute("value") == first
+    assert browser.find_element("id", "split").get_attribute("value") == "train"
     browser.back()
     answered(browser, "test 103")
+    assert browser.find_element("id", "split").get_attribute("value") == "test"
 
 
 def test_two_answers_are_compared_and_the_address_holds_them(browser: Any) -> None:
@@ -218,9 +220,11 @@ def test_what_is_wrong_is_said(browser: Any) -> None:
     ask(browser, "none of them")
     until(lambda: "no sample id 'none of them'" in said(browser))
     assert ids(browser) == before
+    ask(browser, "a3")  # a train sample, while the form names the test split
+    until(lambda: "train has it" in said(browser))
     # A browser writes a line for each reply that is not 200; there is no other.
     logged = [one["message"] for one in browser.get_log("browser")]
-    assert len(logged) == 1 and "404" in logged[0]
+    assert len(logged) == 2 and all("404" in one for one in logged)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

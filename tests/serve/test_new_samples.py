@@ -80,10 +80,13 @@ def test_fields_that_a_text_does_not_say_are_refused(example: Any, name: str) ->
         ((np.zeros(2, np.float32), 0), [[0.5, True], 1]),
         ((torch.zeros(2), 0), [torch.tensor([True, False]), 1]),
         (np.zeros((2, 2), np.int64), [[1, 2], [3, False]]),
+        (np.zeros(2, np.int64), [3, np.True_]),
     ],
 )
 def test_booleans_are_no_numbers(example: Any, given: Any) -> None:
-    with pytest.raises(BadQuestionError, match=r"must be numbers .*, got true or false"):
+    with pytest.raises(
+        BadQuestionError, match=r"must be (numbers|integers) .*(\(bool\)|, got true or false)"
+    ):
         made(example, sample=given)
 
 

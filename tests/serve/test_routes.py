@@ -186,6 +186,7 @@ HOSTILE: list[tuple[int, bytes | dict[str, Any], dict[str, str]]] = [
     ),
     *((422, {"sample": [[[[one] * 8] * 8], 0]}, {}) for one in (None, "x", {}, 10**400, [])),
     (422, {"sample": [[[[1e300] * 8] * 8], 0]}, {}),
+    (422, {"sample": [[[[0.5] * 7 + [True]] * 8], 0]}, {}),
     *((422, {"sample": one}, {}) for one in ([[[[True] * 8] * 8], 0], [[[[0.1] * 8] * 8], True])),
     (422, {"image": png(), "label": True}, {}),
 ]

@@ -75,6 +75,16 @@ def test_splits_of_other_features_are_refused(tmp_path: Path, name: str) -> None
     assert said in findings[0].message
 
 
+def test_such_a_split_can_be_dropped_and_written_again(tmp_path: Path) -> None:
+    here = build(tmp_path / "a")
+    before = np.asarray(ts.trak_scores(ts.open_store(here)))
+    store = copied(here, build(tmp_path / "b", OTHERS["seed"]))
+    store.drop(0, "test")
+    assert store.splits_of(0) == ("train",)
+    np.testing.assert_array_equal(np.asarray(ts.trak_scores(ts.open_store(build(here)))), before)
+    assert verify_store(here).ok
+
+
 def test_splits_of_the_same_features_are_taken(tmp_path: Path) -> None:
     # By which patterns parameters were chosen, and how rows are stored, makes no other features.
     chosen = StoreSpec(SPEC.projection, SPEC.output, ParameterSpec(SHAPES, ("a.*",)))

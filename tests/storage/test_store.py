@@ -25,6 +25,7 @@ from trakstore.errors import (
     TrakStoreError,
 )
 from trakstore.spec import SplitSpec
+from trakstore.storage import layout
 from trakstore.storage.arrays import block_keys
 from trakstore.storage.backends.location import DurableLocalStore, Location, open_location
 from trakstore.storage.columns import stored_rows
@@ -170,6 +171,19 @@ def test_a_marker_holds_rows_nonce_and_checksums(tmp_path: Path) -> None:
     tails = [(where / key).read_bytes()[-4:] for key in block_keys(split.spec, 2)]
     expected = [3, split.spec.nonce, *(int.from_bytes(tail, "little") for tail in tails)]
     assert marker.tolist() == expected
+
+
+def test_a_block_that_is_withdrawn_is_missing_until_it_is_written_again(tmp_path: Path) -> None:
+    _, split, X = incomplete(tmp_path / "s.zarr")
+    writer = BlockWriter(split)
+    columns = stored_rows(X[6:9], "float32", 6) | {"sample_id": np.arange(6, 9)}
+    writer.write(2, columns | {"skipped": np.array([0, 1, 0], np.uint8)})
+    note = tmp_path / "s.zarr" / layout.skipped_key(split.path, 2)
+    assert note.exists() and 2 not in split.missing_blocks()
+    writer.withdraw(2)
+    assert not note.exists() and split.missing_blocks() == [1, 2, 3]
+    writer.write(2, columns)
+    assert split.missing_blocks() == [1, 3]
 
 
 def test_a_writer_of_a_dropped_split_commits_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from trakstore.errors import MemoryLimitError, NumericsError, error_context
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
 from trakstore.features.bad_rows import BadRows, need_classes
-from trakstore.features.blockcheck import CheckedRows, checked_rows, difference, signs_of
+from trakstore.features.blockcheck import CheckedRows
+from trakstore.features.computed_block import ComputedBlock
 from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import Need, peak_bytes, tensor_bytes
@@ -24,7 +25,7 @@ from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.token_rows import TokenRows
-from trakstore.features.wording import first_line, listed
+from trakstore.features.wording import first_line
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
 from trakstore.storage import layout
@@ -78,13 +79,15 @@ class RowComputer:
     pick : callable
         Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
-        Rows of each block that are compared with ordinary backward passes.
+        Rows of each block that are compared with ordinary backward passes: all, once one was wrong.
     labels : LabelDraws or TokenRows, optional
         Drawer of the labels that samples have in place of their own, or what says which of their tokens
         are a row.
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
+    doubted : bool
+        Whether rows were wrong, so that some of the blocks before may be that were not compared.
     """
 
     engine: FactorisedEngine
@@ -105,6 +108,7 @@ class RowComputer:
     skip_bad_rows: bool = False
     labels: LabelDraws | TokenRows | None = None
     need: Need | None = None
+    doubted: bool = False
 
     @property
     def least_block(self) -> int:
@@ -186,7 +190,9 @@ class RowComputer:
         """Compute all columns of rows ``start`` to ``stop``; see :meth:`begin`."""
         return self.begin(start, stop)()
 
-    def begin(self, start: int, stop: int, then: Piece | None = None) -> Callable[[], Columns]:
+    def begin(
+        self, start: int, stop: int, then: Piece | None = None, *, generic: bool = False
+    ) -> Callable[[], Columns]:
         """Compute rows ``start`` to ``stop``, and return a function that gives their columns.
 
         A GPU may still be computing them then: to wait for it, to check, and to convert to the stored
@@ -197,6 +203,8 @@ class RowComputer:
         start, stop : int
         then : tuple of int, optional
             Rows that will be asked for next, whose first samples are read meanwhile.
+        generic : bool
+            Whether they are computed by the generic engine.
 
         Raises
         ------
@@ -210,18 +218,21 @@ class RowComputer:
         if self.labels is not None:
             self.labels.forget(max(1, int(self.at_once) // self.labels.draws))
         pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
-        parts, order = self._parts(pieces, following)
+        self.engine.apart.begin()
+        parts, order = self._parts(pieces, following, generic=generic)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
         ready = gpu_done()
-        if not self._checked(parts, order, start, stop):
-            # Samples are read again rather than kept: this is seldom, and a block may be large.
-            parts, order = self._parts(pieces, following, generic=True)
-            ready = gpu_done()
-            if not self._checked(parts, order, start, stop):
+        while not self._right(parts, order, generic=generic):
+            if generic and self.engine.one_by_one:
                 raise NumericsError(
                     f"{self.where}: rows {start} to {stop - 1} are not the gradients of their samples "
                     f"by either engine: the model computes another function in a batch than alone"
                 )
+            self.engine.one_by_one = generic  # without vmap, where that is wrong, too
+            # Samples are read again rather than kept: this is seldom, and a block may be large.
+            generic = True
+            parts, order = self._parts(pieces, following, generic=True)
+            ready = gpu_done()
 
         def finish() -> Columns:
             ready()
@@ -276,34 +287,25 @@ class RowComputer:
     def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
         return batch if self.labels is None else self.labels.labelled(rows, batch)
 
-    def _checked(
-        self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
+    def _right(
+        self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], *, generic: bool = False
     ) -> bool:
-        """Compare some rows of a block, or all, with ordinary backward passes."""
+        """Check a block: a wrong one makes those before it doubted, and others compared in all rows."""
         gpu_done()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
-        most = max(1, min(self.batch_size, int(self.at_once)))
-        place = np.argsort(order)  # of each row of the block among the parts
-        if self.check == "all":
-            chosen = [order[a:b] for a, b in ranges(stop - start, most)]
-        else:
-            chosen = [checked_rows(start, stop, most)]
-        return all(
-            self._compared(rows, features[place[rows - start]], start, stop) for rows in chosen
-        )
+        block = ComputedBlock(self.engine, self.where, features, order, self._read)
+        # What was computed one by one needs no more than a look.
+        check: CheckedRows = "some" if generic and self.engine.one_by_one else self.check
+        agrees = block.agrees(check, max(1, min(self.batch_size, int(self.at_once))))
+        if generic:
+            return agrees
+        drawn = self.engine.apart.drawn
+        self.doubted |= self.check == "some" and (drawn or not agrees)
+        self.check = self.check if agrees else "all"
+        return agrees and not drawn and not (self.skip_bad_rows and block.spoils_good_rows())
 
-    def _compared(self, rows: NDArray[np.int64], features: Tensor, start: int, stop: int) -> bool:
-        batch = self._labelled(rows, self.pick(rows))
-        where = f"{self.where}: rows {start} to {stop - 1}"
-        apart = difference(self.engine, batch, features, signs_of(rows), where)
-        if apart is not None:
-            names = listed(self.engine.disagreeing(batch)) or "all parameters"
-            log.warning(
-                "%s disagree with ordinary backward passes by %.2g and are computed again by the "
-                "generic engine: %s",
-                *(where, apart, names),
-            )
-        return apart is None
+    def _read(self, rows: NDArray[np.int64]) -> Any:
+        return self._labelled(rows, self.pick(rows))
 
     def _stored(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int

@@ -1,9 +1,10 @@
 """Some rows of every block, compared with an ordinary backward pass.
 
-Rows that a hash of the block chooses are read once more as a batch of their own. One backward pass of
-their outputs' sum with random signs gives Σ ±φ, if every row is right: P·∇Σ ±f(x) = Σ ±φ(x). Where it
-does not, each of them is computed alone, which tells rows that are wrong from samples that see one
-another.
+Rows that a hash of the block chooses are read once more as a batch of their own. One of them is
+computed alone: a model may do the same with this batch as it did with the others, and something else
+with a single sample. Then one backward pass of the outputs' sum with random signs gives Σ ±φ, if every
+row is right: P·∇Σ ±f(x) = Σ ±φ(x). Where it does not, each of them is computed alone, which tells rows
+that are wrong from samples that see one another.
 """
 
 from __future__ import annotations
@@ -17,11 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.errors import NumericsError
+from trakstore.features.apart import apart_by
 from trakstore.features.factorised import FactorisedEngine
+from trakstore.features.gradients import cut
 from trakstore.features.projectors import Projector
 from trakstore.features.selfcheck import Samples, features_alone, most_tolerance
 
-__all__ = ["CheckedRows", "checked_rows", "difference", "features_alone", "signs_of"]
+__all__ = [
+    "CheckedRows",
+    "checked_rows",
+    "difference",
+    "difference_alone",
+    "features_alone",
+    "signs_of",
+]
 
 CheckedRows = Literal["some", "all"]
 
@@ -31,8 +41,15 @@ _EACH = 44
 _MORE = 3  # times the rounding of the compared rows themselves
 
 
-def checked_rows(start: int, stop: int, most: int) -> NDArray[np.int64]:
+def checked_rows(
+    start: int, stop: int, most: int, usable: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
     """Choose the rows of a block that are compared: one of 44, one at least and ``most`` at most.
+
+    Parameters
+    ----------
+    usable : ndarray of bool, shape (stop - start,), optional
+        Rows that can be compared: others stand in for those of the chosen ones that cannot.
 
     Examples
     --------
@@ -40,7 +57,14 @@ def checked_rows(start: int, stop: int, most: int) -> NDArray[np.int64]:
     (12, 1)
     """
     count = min(-(-(stop - start) // _EACH), max(1, most))
-    chosen = _generator(start, stop).choice(stop - start, count, replace=False)
+    generator = _generator(start, stop)
+    chosen = generator.choice(stop - start, count, replace=False)
+    if usable is not None and not usable[chosen].all():
+        others = usable.copy()
+        others[chosen] = False
+        kept = chosen[usable[chosen]]
+        instead = generator.permutation(np.flatnonzero(others))[: count - len(kept)]
+        chosen = np.concatenate([kept, instead])
     return np.sort(chosen).astype(np.int64) + start
 
 
@@ -58,7 +82,7 @@ def _generator(*words: int) -> np.random.Generator:
 def difference(
     engine: FactorisedEngine, batch: Any, features: Tensor, signs: Tensor, where: str
 ) -> float | None:
-    """Compare features of a batch with ordinary backward passes.
+    """Compare features of a batch with ordinary backward passes: of one sample alone, and of all.
 
     Parameters
     ----------
@@ -66,7 +90,7 @@ def difference(
     batch : tree of Tensor
         The samples, as a batch of their own.
     features : Tensor, shape (rows, dim), float32
-        Features on the CPU, as they would be stored.
+        Features on the CPU, as they would be stored; finite.
     signs : Tensor, shape (rows,)
     where : str
         Name of the rows in errors.
@@ -80,27 +104,43 @@ def difference(
     Raises
     ------
     NumericsError
-        When the samples together have other gradients than each of them alone.
+        When every sample has another output together with the others than alone, in every batch.
     """
     samples, projector = engine.samples(batch), engine.projector
+    drawn = int(_generator(len(signs), *signs.int().add(1).tolist()).integers(len(signs)))
+    apart = difference_alone(engine, batch, features, drawn)
+    if apart is not None or len(features) == 1:
+        return apart
     together = _signed(samples, projector, signs)
-    # As everywhere here NaN counts as right: rows that are not finite are refused, or skipped, by
-    # themselves when they are stored.
-    if not _relative(signs @ features - together, features) > engine.tolerance:
+    if _relative(signs @ features - together, features) <= engine.tolerance:
         return None
     alone = features_alone(samples, projector)
     # One by one and together the same backward passes must give the same sum, but for rounding; these
     # samples' own rounding is also what their features are allowed.
     mixed = _relative(signs @ alone - together, alone)
     if mixed > most_tolerance(samples):
-        raise NumericsError(
-            f"{where}: samples that are computed together have other gradients than each of them "
-            f"alone (relative difference {mixed:.2g}): they see one another (batch statistics, padding "
-            f"that is not masked, an output that reduces over the batch), or something is random; let "
-            f"each sample's output be its own"
-        )
+        # Where some samples differ in some batches, as by an `if` on all of them, rows are right that
+        # were computed alone. Where all do in every batch, as by batch statistics, one sample alone is
+        # not what this model is of.
+        if engine.apart.always and engine.all_differ(batch):
+            raise NumericsError(
+                f"{where}: samples that are computed together have other gradients than each of them "
+                f"alone (relative difference {mixed:.2g}): they see one another (batch statistics, "
+                f"padding that is not masked, an output that reduces over the batch), or something is "
+                f"random; let each sample's output be its own"
+            )
+        mixed = 0.0
     apart = _relative(features - alone, alone)
-    return apart if apart > max(engine.tolerance, _MORE * mixed) else None
+    return None if apart <= max(engine.tolerance, _MORE * mixed) else apart
+
+
+def difference_alone(
+    engine: FactorisedEngine, batch: Any, features: Tensor, row: int
+) -> float | None:
+    """Compare the features of one sample of a batch with those that it has alone."""
+    one = engine.samples(cut(batch, row, row + 1))
+    scale = float(features.norm()) / len(features) ** 0.5
+    return apart_by(one, engine.projector, features[row], scale, engine.tolerance, len(features))
 
 
 def _signed(samples: Samples, projector: Projector, signs: Tensor) -> Tensor:

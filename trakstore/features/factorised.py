@@ -19,7 +19,6 @@ the few rows that are compared in each block would tell.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence, Set
 from contextlib import closing
 from typing import Any
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree as tree
 
+from trakstore.features.apart import Apart, Contacts
 from trakstore.features.axes import Following
 from trakstore.features.constants import Constants, derived_instead, find_constants
 from trakstore.features.gradients import (
@@ -51,6 +51,7 @@ from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.spread import SpreadSums, first_device
 from trakstore.features.tape import OutOf, Tape
 from trakstore.features.wording import first_line, listed
+from trakstore.planning import ranges
 
 __all__ = ["FactorisedEngine"]
 
@@ -75,6 +76,8 @@ class FactorisedEngine(GenericEngine):
         Whether the model turns on autocast by itself, known after the first call.
     tolerance : float
         Relative difference of features that rounding explains, known after the first call.
+    apart : Apart
+        Check of some samples alone, where they may have seen one another.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class FactorisedEngine(GenericEngine):
         self._prepared = False
         self._warned: set[str] = set()
         self.autocast = False
+        self.apart = Apart(self.samples, self.projector)
 
     @property
     def generic_parameters(self) -> tuple[str, ...]:
@@ -117,7 +121,7 @@ class FactorisedEngine(GenericEngine):
         doubtful: frozenset[str] = frozenset()
         while self._names - doubtful:
             try:
-                rows, more, mixed = self._rows(batch, doubtful, self._at_once_of(draws))
+                rows, more, contacts = self._rows(batch, doubtful, self._at_once_of(draws))
             except torch.OutOfMemoryError:
                 raise
             except Untrusted as doubt:
@@ -126,7 +130,7 @@ class FactorisedEngine(GenericEngine):
                 self._warn(self._names, f"of an error ({first_line(error)})")
                 doubtful = frozenset(self._names)
             else:
-                return self._with_others(batch, rows, more, mixed)
+                return self._with_others(batch, rows, more, contacts)
         return self.generic_rows(batch)
 
     def samples(self, batch: Any) -> Samples:
@@ -148,43 +152,56 @@ class FactorisedEngine(GenericEngine):
         return tuple(name for name in self._parameters if name in wrong)
 
     def _with_others(
-        self, batch: Any, rows: FeatureRows, doubtful: Set[str], mixed: bool
+        self, batch: Any, rows: FeatureRows, doubtful: Set[str], contacts: Contacts
     ) -> FeatureRows:
         """Add the features of all other parameters to those of known layers.
 
         Where samples see one another in this batch, all are those of each sample alone.
         """
         rest = [n for n in self._parameters if n not in self._names or n in doubtful]
+        apart: RowOutputs | None = None
         if rest:
             others = self.generic_rows(batch, rest)
-            if self._alike(rows.outputs, others.outputs):
-                return rows._replace(features=rows.features + others.features)
-        elif not mixed or self._alike(rows.outputs, self._of_halves(batch)):
+            apart = others.outputs
+            rows = rows._replace(features=rows.features + others.features)
+        elif contacts.mixed:
+            apart = self._of_parts(batch, 2 if contacts.routed else batch_size(batch))
+        alike = apart is None or self._alike(rows.outputs, apart)
+        same = alike and not self.apart.differ(batch, rows, contacts, self.tolerance, apart)
+        self.apart.note(mixed=not same)
+        if same:
             return rows
-        self._warn(self._parameters, "samples have other outputs together than apart")
+        what = "gradients" if alike else "outputs"
+        self._warn(self._parameters, f"samples have other {what} together than apart")
         return self.generic_rows(batch)
 
     def _alike(self, outputs: RowOutputs, others: RowOutputs) -> bool:
         """Tell whether outputs of the same samples are equal, but for rounding of the largest."""
-        if math.isnan(self.tolerance):
-            return True  # the first samples are not finite, which is refused where rows are stored
         for one, other in zip(outputs, others, strict=True):
-            scale = max(1.0, float(other.detach().abs().nan_to_num(0, 0, 0).max()))
-            near = self.tolerance * scale
+            near = self.tolerance * float(other.detach().abs().nan_to_num(0, 0, 0).max())
             if not torch.allclose(one.to(other), other, self.tolerance, near, equal_nan=True):
                 return False
         return True
 
-    def _of_halves(self, batch: Any) -> RowOutputs:
-        """Compute outputs of both halves of a batch, each by itself."""
+    def _of_parts(self, batch: Any, count: int) -> RowOutputs:
+        """Compute outputs of a batch in parts, each by itself.
+
+        One sample a part shows all that samples see of one another. Halves show less, and are taken
+        where rows are sent to experts: as many passes through all of those would take too long.
+        """
         size = batch_size(batch)
         with torch.no_grad():
-            halves = [
+            parts = [
                 self._output(self._model, copied(cut(batch, *part)))
-                for part in ((0, size // 2), (size // 2, size))
-                if part[0] < part[1]
+                for part in ranges(size, -(-size // count))
             ]
-        return joined(halves)
+        return joined(parts)
+
+    def all_differ(self, batch: Any) -> bool:
+        """Tell whether every sample of a batch has another output than alone."""
+        together, alone = (self._of_parts(batch, n).output for n in (1, batch_size(batch)))
+        near = self.tolerance * float(alone.abs().nan_to_num(0, 0, 0).max())
+        return bool(((together - alone).abs() > near).all())
 
     def _doubted(self, doubt: Untrusted) -> frozenset[str]:
         """Return the parameters that a doubt is about: all where it names none that are left."""
@@ -210,18 +227,18 @@ class FactorisedEngine(GenericEngine):
 
     def _rows(
         self, batch: Any, without: frozenset[str], draws: int = 1
-    ) -> tuple[FeatureRows, Set[str], bool]:
-        """Compute features by known layers, the parameters not among them, and if samples may mix."""
+    ) -> tuple[FeatureRows, Set[str], Contacts]:
+        """Compute features by known layers, the parameters not among them, and how samples may mix."""
         batches = [_draw_of(batch, draw, draws) for draw in range(draws)]
         sums = [SpreadSums(no_features(one, self.projector.dim)) for one in batches]
         outs_of: list[OutOf] = [lambda _, device, own=own: own.on(device) for own in sums]  # type: ignore[misc]
-        outputs, doubtful, mixed = self._accumulate(batches, self.projector, outs_of, without)
+        outputs, doubtful, contacts = self._accumulate(batches, self.projector, outs_of, without)
         for reason, names in doubtful.items():
             self._warn(names, reason)
         columns = map(_interleaved, zip(*outputs, strict=True))
         features = _interleaved([own.total() for own in sums])
         rows = FeatureRows(self._sharding.total(features), RowOutputs(*columns))
-        return rows, without.union(*doubtful.values()), mixed
+        return rows, without.union(*doubtful.values()), contacts
 
     def _accumulate(
         self,
@@ -229,13 +246,13 @@ class FactorisedEngine(GenericEngine):
         projector: Projector,
         outs_of: Sequence[OutOf],
         without: Set[str] = frozenset(),
-    ) -> tuple[list[RowOutputs], dict[str, Set[str]], bool]:
+    ) -> tuple[list[RowOutputs], dict[str, Set[str]], Contacts]:
         """Add the projections of known layers' parameters where ``outs_of`` say, but of some.
 
         The batches are the same samples with other labels: one forward pass serves all of them.
 
         Gives the outputs, by the reason the parameters that were left out, since their gradients
-        cannot be cut into those of samples in this batch, and whether samples may see one another.
+        cannot be cut into those of samples in this batch, and how samples may see one another.
         """
         following = Following(batch_size(batches[0]), self._kept)
         tape = Tape(following, self._constants, projector, outs_of[0], self._counts)
@@ -264,7 +281,7 @@ class FactorisedEngine(GenericEngine):
                 tape.backward(one.output, ends.leaves, unknown | unplaced, again=left > 0)
         doubtful: dict[str, Set[str]] = {_UNKNOWN: unknown, _UNPLACED: unplaced}
         outputs = [RowOutputs(*(column.detach() for column in one)) for one in rows]
-        return outputs, doubtful, following.mixed and following.batch > 1
+        return outputs, doubtful, Contacts.of(following, ends.functions)
 
     def _prepare(self, first: Any) -> None:
         """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""

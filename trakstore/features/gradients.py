@@ -97,6 +97,15 @@ class GenericEngine:
         """Tell whether ranks compute the same samples together."""
         return self._sharding.tensor_parallel
 
+    @property
+    def one_by_one(self) -> bool:
+        """Tell whether the generic engine does without ``vmap``; set, it does from here on."""
+        return self._vmap_works is False
+
+    @one_by_one.setter
+    def one_by_one(self, value: bool) -> None:
+        self._vmap_works = False if value else self._vmap_works
+
     def rows(self, batch: Any) -> FeatureRows:
         """Compute features and outputs of a batch."""
         return self.generic_rows(batch)

@@ -22,15 +22,20 @@ class Reached:
     ----------
     leaves : list of Node
         Functions that accumulate gradients of tensors.
-    python : bool
-        Whether a ``torch.autograd.Function`` is on the way, which may hide tensors from the graph.
+    functions : list of Node
+        Those of a ``torch.autograd.Function`` on the way, which may hide tensors from the graph.
     nodes : set of Node
         All functions that were met.
     """
 
     leaves: list[Node] = field(default_factory=list)
-    python: bool = False
+    functions: list[Node] = field(default_factory=list)
     nodes: set[Node] = field(default_factory=set)
+
+    @property
+    def python(self) -> bool:
+        """Tell whether there is such a function."""
+        return bool(self.functions)
 
 
 def reached(
@@ -58,6 +63,7 @@ def reached(
         elif isinstance(node, _Accumulate):
             ends.leaves.append(node)
         else:
-            ends.python |= isinstance(node, BackwardCFunction)
+            if isinstance(node, BackwardCFunction):
+                ends.functions.append(node)
             todo += [one for one, _ in node.next_functions]
     return ends

@@ -28,7 +28,7 @@ Observer = Callable[[Key, Layer, Call, Tensor, Mark], Tensor]
 _GETTERS = "shape dtype device ndim is_leaf requires_grad grad_fn layout is_cuda is_sparse itemsize"
 _METHODS = """
 size dim numel nelement stride is_floating_point is_complex is_contiguous element_size ndimension
-__len__ storage_offset get_device data_ptr is_inference __hash__ __repr__ __format__
+__len__ storage_offset get_device data_ptr is_inference __hash__
 """
 # Functions that give no tensors, and tell nothing of the data: they pass at once, being so many.
 _UNWATCHED = {getattr(Tensor, name).__get__ for name in _GETTERS.split()}
@@ -38,6 +38,9 @@ _SIZES = {
     getattr(Tensor, name) for name in ("size", "dim", "numel", "nelement", "__len__", "ndimension")
 }
 _SIZES |= {getattr(Tensor, name).__get__ for name in ("shape", "ndim")}
+# And of these, those that tell the sizes.
+_LENGTHS = {getattr(Tensor, name) for name in ("size", "numel", "nelement", "__len__")}
+_LENGTHS.add(Tensor.shape.__get__)  # type: ignore[attr-defined]
 
 
 class Untrusted(Exception):
@@ -145,6 +148,8 @@ class Recorder(TorchFunctionMode):
         if func in _UNWATCHED:
             if func in _SIZES:
                 self._following.sized(args[0])
+            if func in _LENGTHS:
+                self._following.measured(args[0])
             return func(*args, **kwargs)
         if func in SEEN_THROUGH:
             # A mode is off while it handles a function: it is turned on again for those within.

@@ -136,7 +136,9 @@ class Truth:
         sketches = dict(zip(shapes, alone, strict=True))
         signed = torch.einsum("i,nid->nd", signs.to(alone), alone)
         scale = alone.norm()
-        rounding = float((own - signed).norm() / scale) if bool(scale) else 0.0
+        # Samples that are not finite say nothing of rounding, and may be skipped: others follow.
+        known = bool(scale) and bool(scale.isfinite())
+        rounding = float((own - signed).norm() / scale) if known else 0.0
         least = max(1e-4, 4 * _precision(samples))
         tolerance = min(max(_ROUNDINGS * rounding, least), most_tolerance(samples))
         return cls(samples, checker, sketches, total(features), tolerance)

@@ -73,6 +73,7 @@ class SplitTask:
     rows_twice: int = 0  # of those, committed by another worker since they were begun
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
+    _blocks: list[int] = field(default_factory=list)
     _computed: float = 0.0  # time at which the columns of the last block were there
 
     @classmethod
@@ -175,6 +176,20 @@ class SplitTask:
         self.background.submit(lambda: self._store(block, finish))
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
+        if self.rows.doubted:
+            self._write_again()
+        self._blocks.append(block)
+
+    def _write_again(self) -> None:
+        """Compute the blocks before one that was wrong by the generic engine, and write them again."""
+        self.rows.doubted = False
+        for block in self._blocks:
+            with _blaming_changes(self.watch):
+                finish = self.rows.begin(*self.writer.spec.block_range(block), generic=True)
+            self.wait()
+            if self.sharding.writes:
+                self.writer.withdraw(block)
+            self.background.submit(partial(self._store, block, finish))
 
     def is_written(self, block: int) -> bool:
         """Tell whether a block is committed, by whichever worker."""

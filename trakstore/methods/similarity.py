@@ -71,7 +71,8 @@ def grad_dot_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
+        in another order, or other ones masked.
 
     References
     ----------
@@ -129,7 +130,8 @@ def grad_cos_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
+        in another order, or other ones masked.
 
     Examples
     --------
@@ -204,7 +206,8 @@ def whitened_cos_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
+        in another order, or other ones masked.
     NumericsError
         Non-finite features, or a kernel that is singular at this damping.
     MemoryLimitError

@@ -53,7 +53,8 @@ def tracin_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
+        in another order, or other ones masked.
 
     Notes
     -----

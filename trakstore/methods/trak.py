@@ -122,7 +122,8 @@ def trak_scores(
     IncompleteError
         Rows of a split are missing.
     SpecMismatchError
-        Dimensions or numbers of rows differ, or the weights of an epoch's splits.
+        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
+        in another order, or other ones masked.
     NumericsError
         Non-finite features, or a kernel that is singular at this damping.
     MemoryLimitError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import xarray as xr
 
 from trakstore.errors import TrakStoreError
@@ -13,6 +15,7 @@ from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.running_lists import Order
 from trakstore.scores.top_k import check_request, dataset_of, need_targets, plan_top_k, top_k
 from trakstore.scores.train_index import TrainIndex, open_index, usual_candidates
+from trakstore.scores.window_plans import WindowPlan, tile_bytes
 from trakstore.storage.tables.index_documents import Recall
 
 
@@ -47,7 +50,8 @@ def approximate_top_k(
     candidates : int, optional
         Candidates of each target, k to n. By default the most of 2,048, n/256 and 10 k.
     order : {"largest", "smallest", "magnitude"}
-        Scores that come first. Equal scores are ordered by train position.
+        Scores that come first. Equal scores are ordered by train position; where more are equal than
+        a list has room for, it may have others of them than that of :func:`top_k`.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -56,7 +60,8 @@ def approximate_top_k(
     Dataset
         As for :func:`top_k`. Its attributes say the ``candidates`` of each list and the ``recall``:
         the share of the exact lists (``recall_k`` entries of ``checked`` targets) that was found when
-        the index was built, with ``recall_candidates`` each; 1 where all rows were candidates. It is
+        the index was built, with ``recall_candidates`` each, where any of equal scores will do; 1
+        where all rows were candidates. It is
         measured on the largest scores with all train rows: for another order, a selection of rows, or
         a method that it was not built with, it is NaN and the others are 0.
 
@@ -97,13 +102,21 @@ def approximate_top_k(
         index = open_index(scores, memory_limit=memory_limit)
     else:
         _need_index(index, scores)
-    plan, lists = plan_top_k(scores.sizes, wide, None, memory_limit), []
+    plan, lists = _planned(scores, k, wide, memory_limit), []
     with ProgressLine(f"top-{k}", rows, unit="targets", show=on_terminal()) as progress:
         for start, stop in plan.windows(rows):
             window = scores.window(start, stop, plan.ahead)
             lists.append(index.lists(scores, window, start, k, wide, order))
             progress.advance(stop - start)
     return dataset_of(lists, scores, order).assign_attrs(_said(index, scores, wide, order))
+
+
+def _planned(scores: Scores, k: int, wide: int, memory_limit: int | str | None) -> WindowPlan:
+    """Plan windows of targets whose candidates are scored one target after the other."""
+    sizes, item = scores.sizes, max(part.train.dtype.itemsize for part in scores.parts)
+    # The rows of a target's candidates are there at all epochs together, instead of a tile.
+    rows = replace(sizes, tile_rows=wide, tile_bytes=tile_bytes(wide, sizes.columns, item))
+    return plan_top_k(rows, k, None, memory_limit)
 
 
 def _need_index(index: object, scores: Scores) -> None:

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError, TrakStoreError
-from trakstore.kernels.metric_root import square_root
-from trakstore.kernels.solvers import Factor
 from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.passes.scheduler import tile_rows
@@ -25,7 +23,7 @@ from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.index_recall import has_fallen, measured
 from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32
-from trakstore.scores.sign_codes import Turn, one_torch_thread
+from trakstore.scores.sign_codes import Turn, need_compiler, one_torch_thread
 from trakstore.scores.top_k import plan_top_k
 from trakstore.scores.train_index import TrainIndex, need_index_memory
 from trakstore.storage.backends.location import Location
@@ -52,12 +50,13 @@ _INTEGER_VALUES = 2**26
 # Places in which rows are looked at before all are multiplied so, and rows of each: at most that many
 # chunks are read twice.
 _PLACES, _PLACE_ROWS = 16, 64
+_ENTRIES = 10  # of a list that recall is measured on
 
 
 def build_index(
     scores: Scores,
     *,
-    k: int = 10,
+    k: int = _ENTRIES,
     checked: int = 16,
     seed: int = 0,
     anew: bool = False,
@@ -90,9 +89,11 @@ def build_index(
         Scores of targets of a store with its train rows, from :func:`trak_scores`,
         :func:`influence_scores`, :func:`grad_dot_scores` or the like.
     k : int
-        Entries of the lists that recall is measured on.
+        Entries of the lists that recall is measured on, n at most (all of fewer than 10 rows). A list
+        of so many that all rows are candidates replaces no recall that was measured with fewer.
     checked : int
-        Targets, evenly spaced, that recall is measured on; none when 0.
+        Targets, evenly spaced, that recall is measured on; none when 0, which leaves what was measured
+        on the same codes.
     seed : int
         Seed of the rotations.
     anew : bool
@@ -130,8 +131,9 @@ def build_index(
     (24, 4)
     """
     need_scores(scores)
+    need_compiler()
     k, checked, seed = (
-        as_whole(k, "k", 1),
+        as_whole(k, "k", 1, max(_ENTRIES, scores.shape[1])),
         as_whole(checked, "checked", 0),
         as_whole(seed, "seed", 0),
     )
@@ -215,7 +217,7 @@ def _new(rows: IndexedRows, wanted: IndexDocument, limit: int) -> _Begun:
     place, path = rows.location, rows.path
     arrays = wanted.arrays(_chunk_rows(rows))
     _need_memory(rows, wanted, arrays, limit)
-    turns = list(_turns(rows, wanted))
+    turns = list(rows.turns(wanted.seed))
     pending = begin_table(place, path, arrays, wanted.token)
     for at, turn in enumerate(turns):
         arrays[0].write(place, path, turn[None], (at, 0, 0))
@@ -263,20 +265,6 @@ def _stored(place: Location, path: str) -> _Stored | None:
     except DamagedError:
         return None
     return found
-
-
-def _turns(rows: IndexedRows, wanted: IndexDocument) -> Iterator[F32]:
-    """Yield the matrix R Sᵀ of each epoch, which turns left factors L to x."""
-    rng = np.random.default_rng(wanted.seed)
-    for part in rows.parts:
-        normal = rng.standard_normal((wanted.dim, wanted.dim), dtype=np.float32)
-        rotation: F32 = np.linalg.qr(normal)[0]
-        root = None if part.factor is None else _root(part.factor)
-        yield rotation if root is None else rotation @ root.T
-
-
-def _root(factor: Factor) -> F32:
-    return square_root(factor).astype(np.float32)
 
 
 def _encode(

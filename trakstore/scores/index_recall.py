@@ -10,6 +10,7 @@ import numpy as np
 
 from trakstore.passes.rows import Rows, TakenRows, UnmaskedRows
 from trakstore.scores.factored import Scores
+from trakstore.scores.parts import F32
 from trakstore.scores.running_lists import Lists, Order
 from trakstore.scores.top_k import plan_top_k, top_k
 from trakstore.scores.train_index import TrainIndex, usual_candidates
@@ -20,6 +21,7 @@ from trakstore.storage.tables.index_documents import IndexDocument, Recall
 MEASURED_ORDER: Order = "largest"
 # New rows that vary as those of before cost less, though the candidates are a smaller share of all.
 _FAR_LESS = 0.1
+_ROUNDING = 1e-5  # share of a list's largest score by which equal scores may differ
 
 
 def measured(
@@ -27,22 +29,38 @@ def measured(
 ) -> IndexDocument:
     """Return the document with the recall of the lists of some targets, evenly spaced.
 
-    What is known of other scores stays. Of a selection of train rows nothing is measured: the index
-    is of all rows, and more of a short list is found.
+    What is known of other scores stays, and all of it where nothing is measured. Of a selection of
+    train rows nothing is: the index is of all rows, and more of a short list is found.
     """
     targets, columns = scores.shape
-    known = tuple(one for one in index.document.recalls if not _is_of(one, scores))
-    document = replace(index.document, recalls=known)
     chosen = np.unique(np.linspace(0, targets - 1, min(checked, targets)).astype(int))
     if not len(chosen) or not _has_all_rows(scores):
-        return document
+        return index.document
     few, k = scores.isel(target=chosen), min(k, columns)
     count = usual_candidates(k, columns)
-    exact = top_k(few, k, memory_limit=memory_limit)["position"].values
-    own = _listed(index, few, k, count, memory_limit)
-    hits = sum(len(np.intersect1d(*pair)) for pair in zip(exact, own, strict=True))
-    made = Recall(scores.method, _scaling(scores), k, count, len(chosen), hits / exact.size)
-    return replace(document, recalls=(*known, made))
+    of_these = [one for one in index.document.recalls if _is_of(one, scores)]
+    # Where all rows are candidates the recall is 1, which tells nothing of the codes.
+    if count == columns and any(one.candidates < columns for one in of_these):
+        return index.document
+    exact = top_k(few, k, memory_limit=memory_limit)
+    own, positions = _listed(index, few, k, count, memory_limit)
+    share = _share(exact["score"].values, exact["position"].values, own, positions)
+    made = Recall(scores.method, _scaling(scores), k, count, len(chosen), share)
+    others = tuple(one for one in index.document.recalls if one not in of_these)
+    return replace(index.document, recalls=(*others, made))
+
+
+def _share(exact: F32, rows: Any, own: F32, own_rows: Any) -> float:
+    """Return the share of entries of an index's lists that are as good as those of the exact lists.
+
+    All have shape (m, k), the exact scores in order. Where rows have equal scores, as copies of a
+    sample have, or those that a threshold makes 0, each of them is as good as another: an entry counts
+    if its row is listed, or its score is no less than the k-th.
+    """
+    # Both are of one product each, summed up in other orders.
+    rounding = _ROUNDING * np.abs(exact).max(axis=1, keepdims=True)
+    listed = np.stack([np.isin(*pair) for pair in zip(own_rows, rows, strict=True)])
+    return float(np.mean(listed | (own >= exact[:, -1:] - rounding)))
 
 
 def has_fallen(before: Sequence[Recall], made: IndexDocument, scores: Scores) -> bool:
@@ -58,8 +76,8 @@ def has_fallen(before: Sequence[Recall], made: IndexDocument, scores: Scores) ->
 
 def _listed(
     index: TrainIndex, few: Scores, k: int, count: int, memory_limit: int | str | None
-) -> Any:
-    """Return the stored positions in the lists of an index, shape (m, k)."""
+) -> tuple[F32, Any]:
+    """Return the scores and stored positions in the lists of an index, shape (m, k) each."""
     plan = plan_top_k(few.sizes, k, None, memory_limit)
     lists = Lists.joined(
         [
@@ -68,7 +86,7 @@ def _listed(
         ]
     )
     positions = index.positions(few)
-    return lists.position if positions is None else positions[lists.position]
+    return lists.score, lists.position if positions is None else positions[lists.position]
 
 
 def recall_of(document: IndexDocument, scores: Scores, order: Order) -> Recall | None:
@@ -83,11 +101,12 @@ def _is_of(recall: Recall, scores: Scores) -> bool:
 
 
 def _scaling(scores: Scores) -> str:
-    """Name what the products are multiplied with, by which scores of one method differ."""
+    """Name what becomes of the products, by which scores of one method differ."""
     # By names and not by tokens: those change with each mask, and where λ is rounded otherwise.
     part = scores.parts[0]
     average = f"{scores.average}: " if len(scores.parts) > 1 else ""
-    return average + _name(part.column_scale)
+    threshold = f", threshold {scores.soft_threshold}" if scores.soft_threshold else ""
+    return average + _name(part.column_scale) + threshold
 
 
 def _name(rows: Any) -> str:

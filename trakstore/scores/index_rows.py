@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.kernels.metric_root import square_root
 from trakstore.passes.rows import Rows, TakenRows, UnmaskedRows
 from trakstore.planning import ranges
 from trakstore.scores.factored import Scores
-from trakstore.scores.parts import Part
+from trakstore.scores.parts import F32, Part
 from trakstore.storage import layout
 from trakstore.storage.backends.chunks import TAIL
 from trakstore.storage.backends.location import Location
@@ -132,6 +136,17 @@ class IndexedRows:
                 for end in self.location.get_tails(keys, TAIL):
                     digest.update(end or b"")
         return digest.hexdigest()
+
+    def turns(self, seed: int) -> Iterator[F32]:
+        """Yield the matrix R Sᵀ of each epoch, (k, k), which turns left factors L to x."""
+        rng, dim = np.random.default_rng(seed), self.columns[0].shape[1]
+        for part in self.parts:
+            normal = rng.standard_normal((dim, dim), dtype=np.float32)
+            rotation: F32 = np.linalg.qr(normal)[0]
+            if part.factor is None:
+                yield rotation
+            else:
+                yield rotation @ square_root(part.factor).astype(np.float32).T
 
     def grows_from(self, stored: IndexDocument, wanted: IndexDocument) -> bool:
         """Tell whether an index becomes the wanted one by adding the rows behind its last."""

@@ -20,6 +20,7 @@ import numpy as np
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from trakstore.errors import TrakStoreError
 from trakstore.machine_code import compiled
 from trakstore.passes.sent import Sent
 from trakstore.planning import ranges
@@ -45,6 +46,15 @@ def _counting(_: Any, word: Any) -> Any:  # pragma: no cover
 
 
 _ones: Any = intrinsic(_counting)
+
+
+def need_compiler() -> None:
+    """Raise a :class:`TrakStoreError` where numba is told not to compile: bits would not be counted."""
+    chosen: Any = numba.core.config
+    if chosen.DISABLE_JIT:
+        raise TrakStoreError(
+            "an index is built and asked by loops that numba compiles: unset NUMBA_DISABLE_JIT"
+        )
 
 
 @compiled

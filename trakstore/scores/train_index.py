@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError
+from trakstore.errors import DamagedError, LocationError, NotFoundError
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows, TakenRows, whole_column
 from trakstore.passes.scheduler import one_blas_thread, task_slots
 from trakstore.planning import fit_slots, ranges
-from trakstore.scores.factored import Scores
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.index_rows import IndexedRows
 from trakstore.scores.parts import F32, Window
 from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys
-from trakstore.scores.sign_codes import U64, add_estimates
+from trakstore.scores.sign_codes import U64, add_estimates, need_compiler
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.row_reads import read_single_rows
 from trakstore.storage.tables.index_documents import IndexDocument, read_index
 from trakstore.storage.tables.saved_arrays import SavedArray
+from trakstore.storage.tables.table_array import READ_AT_ONCE
 
 # Rows that one thread estimates at a time.
 _SCAN_ROWS = 2**16
@@ -171,8 +172,7 @@ class TrainIndex:
             trains.append(ArrayRows(own))
         taken = [scale and ArrayRows(self._whole(scale)[near]) for scale in window.scales]
         one = replace(
-            window.on_cpu(),
-            lefts=tuple(left[at : at + 1] for left in window.lefts),
+            window.of_targets(at, at + 1).on_cpu(),
             trains=tuple(trains),
             scales=tuple(taken),
             scale=window.scale and ArrayRows(self._whole(window.scale)[near]),
@@ -197,8 +197,9 @@ class TrainIndex:
 def need_index_memory(path: str, rows: int, arrays: Sequence[SavedArray], limit: int) -> None:
     """Raise a :class:`MemoryLimitError` where the arrays of an index do not fit in memory."""
     sizes = [one.chunk_count * one.form.size for one in arrays]
-    # Some chunks on their way, and the estimates and scales of one target.
-    fixed = 16 * max(one.form.size for one in arrays) + 16 * rows
+    # The chunks of an array that are on their way, and the estimates and scales of one target.
+    ahead = max(min(READ_AT_ONCE, one.chunk_count) * one.form.size for one in arrays)
+    fixed = ahead + 16 * rows
     fit_slots(1, 1, fixed, sum(sizes), limit, f"the index at {path} in memory")
 
 
@@ -224,6 +225,8 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
         When it is of other epochs, features, damping or fewer rows.
     MemoryLimitError
         When the codes do not fit.
+    LocationError
+        When another process built the index meanwhile: the same call works once that has ended.
 
     Examples
     --------
@@ -232,10 +235,21 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
     >>> ts.open_index(scores).document.rows
     24
     """
+    need_scores(scores)
+    need_compiler()
     rows = IndexedRows.of(scores)
     found = read_index(rows.location, rows.path)
     if found is None:
         raise NotFoundError(rows.missing())
     document, arrays = found
     rows.refuse_other(document)
-    return TrainIndex.read(rows, document, list(arrays.values()), memory_limit)
+    try:
+        return TrainIndex.read(rows, document, list(arrays.values()), memory_limit)
+    except DamagedError as error:
+        # A build that began after the document was read replaces chunks one by one.
+        if read_index(rows.location, rows.path) == found:
+            raise
+        raise LocationError(
+            f"the index at {rows.path} of {rows.location} was built again, or is being built, while it "
+            f"was read: try again"
+        ) from error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError
-from trakstore.passes.rows import Rows
+from trakstore.passes.rows import Rows, TakenRows
 from trakstore.planning import ranges
 from trakstore.scores.parts import F32, Part
 
@@ -43,16 +44,19 @@ def refuse_vanishing(
     NumericsError
         For the first such target.
     """
-    sizes = np.array([np.abs(left).max(axis=1, initial=0) for left in lefts])
+    # Without a copy of the left factors, which may have all the memory that there is.
+    sizes = np.array([np.maximum(left.max(axis=1), -left.min(axis=1)) for left in lefts])
     small = np.flatnonzero((sizes < _LARGE).all(axis=0))
     if not len(small):
         return
     # By Cauchy and Schwarz a score is no larger than the product of lengths, summed over the parts.
     bound, vanish = np.zeros(len(small)), np.zeros(len(small), dtype=bool)
     for part, left in zip(parts, lefts, strict=True):
-        length, longest = np.linalg.norm(left[small].astype(np.float64), axis=1), 0.0
-        pairs = zip(length, small, strict=True)
-        zero = np.array([not size and _is_zero(part, first + int(at)) for size, at in pairs])
+        length, longest = _row_lengths(left)[small], 0.0
+        zero = length == 0
+        zero[zero] = _are_zero(part, first + small[zero])
+        if zero.all():
+            continue
         for each in _lengths(part, apart):
             longest = max(longest, each)
             if (zero | (bound + length * longest >= _LEAST)).all():
@@ -70,19 +74,28 @@ def refuse_vanishing(
         )
 
 
-def _is_zero(part: Part, target: int) -> bool:
-    """Tell whether the features of a target times their scale are zero, and not only in float32."""
-    if part.row_scale is not None and not part.row_scale.read(target, target + 1).any():
-        return True
-    return not part.target.read(target, target + 1).any()
+def _are_zero(part: Part, targets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which targets have features that are zero, times their scale, and not only in float32."""
+    zero = np.zeros(len(targets), dtype=bool)
+    if part.row_scale is not None:
+        zero = TakenRows(part.row_scale, targets).read(0, len(targets)) == 0
+    left = np.flatnonzero(~zero)
+    for start, stop in ranges(len(left), part.target.chunk_rows):
+        some = left[start:stop]
+        zero[some] = ~TakenRows(part.target, targets[some]).read(0, len(some)).any(axis=1)
+    return zero
 
 
 def _lengths(part: Part, apart: Rows | None) -> Iterator[float]:
     """Yield the largest length of some train rows after the other, times their scales."""
     for start, stop in ranges(part.train.shape[0], part.train.chunk_rows):
-        rows: F64 = np.asarray(part.train.read(start, stop), dtype=np.float64)
-        lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        lengths = _row_lengths(part.train.read(start, stop))
         scale = part.column_scale if apart is None else apart
         if scale is not None:
             lengths = lengths * np.abs(scale.read(start, stop))
         yield float(lengths.max(initial=0))
+
+
+def _row_lengths(rows: NDArray[Any]) -> F64:
+    """Compute Euclidean lengths of rows in float64, whose squares do not vanish."""
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)))

@@ -78,8 +78,6 @@ def _array(example: Any, given: Any, where: str) -> Any:
     shape, dtype = tuple(int(one) for one in example.shape), dtype_name(example)
     if hasattr(given, "detach"):
         given = given.detach().cpu()
-    if dtype != "bool" and _has_switch(given):
-        raise BadQuestionError(f"{where} must be numbers ({dtype}), got true or false")
     try:
         values = np.asarray(given)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
@@ -98,6 +96,9 @@ def _array(example: Any, given: Any, where: str) -> Any:
         raise BadQuestionError(
             f"{where} must be {what} of shape {shape} ({dtype}), got shape {values.shape} ({got})"
         )
+    # Lists are as deep as the example here. NumPy takes true beside numbers for 1.
+    if dtype != "bool" and _has_switch(given):
+        raise BadQuestionError(f"{where} must be numbers ({dtype}), got true or false")
     most = max(MOST_NUMBERS, *shape) if shape else 1
     if values.ndim == 1 and len(values) > most:
         raise BadQuestionError(f"{where} has {len(values):,} numbers, {most:,} is the most")
@@ -105,10 +106,10 @@ def _array(example: Any, given: Any, where: str) -> Any:
 
 
 def _has_switch(given: Any) -> bool:
-    """Tell whether a boolean is among values: NumPy would take it for 1 or 0."""
+    """Tell whether a boolean is in lists of numbers."""
     if isinstance(given, list | tuple):
         return any(map(_has_switch, given))
-    return isinstance(given, bool) or str(getattr(given, "dtype", "")).endswith("bool")
+    return isinstance(given, bool | np.bool_)
 
 
 def _are_whole(values: Any) -> bool:

@@ -288,8 +288,8 @@ class Query:
             A method by its name; by default that of this ``Query``.
         tokens : int
             Entries of each list, 20 at most, whose tokens have scores of their own, which add up to
-            the entry's: ``answer.proponents[0].tokens``. Of language models, by passes over the found
-            samples anew, one for each token.
+            the entry's, up to the precision of stored rows: ``answer.proponents[0].tokens``. Of
+            language models, by passes over the found samples anew, one for each token.
 
         Returns
         -------

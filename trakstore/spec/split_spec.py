@@ -142,7 +142,7 @@ class SplitSpec:
                 f"it is of a store with another projection, output, list of parameters, scale or "
                 f"precision of products (digest {self.of_spec[:12]}, this store has "
                 f"{store.rows_digest[:12]}): the split was copied here, or the store's own document "
-                f"was replaced; remove the split's folder and featurize it for this store"
+                f"was replaced; drop the split (store.drop) and featurize it for this store"
             )
 
     def block_range(self, block: int) -> tuple[int, int]:

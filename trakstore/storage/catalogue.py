@@ -150,6 +150,13 @@ class Catalogue:
             raise NotFoundError(f"no epoch has a split {name!r}{did_you_mean(name, self.splits)}")
         return [one for (one,) in opened.values()]
 
+    def open_to_drop(self, epoch: Epoch, name: str) -> Split:
+        """Open a split, even one that was copied here from another store: to delete it."""
+        split = self._open((epoch,), (name,))[layout.as_epoch(epoch), name]
+        if split is None:
+            raise self.not_found(epoch, name)
+        return split
+
     def _open(self, epochs: Sequence[Epoch], names: Sequence[str]) -> _MaybeSplits:
         pairs = [(layout.as_epoch(epoch), name) for epoch in epochs for name in names]
         return dict(zip(pairs, open_splits(self._location, pairs), strict=True))

@@ -332,8 +332,8 @@ class FeatureStore(StoreReader):
             return
         for name in self.splits_of(epoch) if split is None else (split,):
             # Indexes of its rows go first: a drop that was stopped and goes on finds another nonce.
-            drop_indexes(self.location, name, self.split(epoch, name).spec.nonce)
-            drop_split(self.split(epoch, name))
+            drop_indexes(self.location, name, self._catalogue.open_to_drop(epoch, name).spec.nonce)
+            drop_split(self._catalogue.open_to_drop(epoch, name))
             self._catalogue.remove(epoch, name)
         if split is not None:
             return

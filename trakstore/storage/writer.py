@@ -70,6 +70,16 @@ class BlockWriter:
         marker = self.split.location.get(layout.marker_key(self.split.path, block))
         return None if marker is None else int.from_bytes(marker[4:8], "little")
 
+    def withdraw(self, block: int) -> None:
+        """Delete the marker of a block that is to be written again, and the note of its bad rows.
+
+        It is missing until then, so that neither a kill nor a reader meets a half of each.
+        """
+        path = self.split.path
+        self.split.location.delete(
+            [layout.marker_key(path, block), layout.skipped_key(path, block)]
+        )
+
     def write(self, block: int, columns: Mapping[str, NDArray[Any]]) -> None:
         """Write and commit a block.
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned, dims_of, with_free_rest
-from trakstore.features.axes.marks import LOST, Axis, Mark, removed
+from trakstore.features.axes.marks import FREE, LOST, Axis, Mark, removed
 
 __all__ = ["RULES", "last_dims", "same_shape", "samples_first"]
 
@@ -29,7 +29,7 @@ def _unless_touched(call: MarkedCall, dims: Any) -> Mark:
     return LOST if touched is None or mark.dim in touched else mark
 
 
-def same_shape(position: int, default: Any = None) -> Rule:
+def same_shape(position: int, default: Any = None) -> Callable[[MarkedCall], Mark]:
     """Make a rule of functions along ``dim`` that keep all dimensions in their places."""
     return lambda call: _unless_touched(call, _dims(call, position, default))
 
@@ -106,6 +106,12 @@ def _unfolded(call: MarkedCall) -> Mark:
     return samples_first(call)
 
 
+def _differences(call: MarkedCall) -> Mark:
+    """Mark of differences of neighbours, also of those that are laid before and behind them."""
+    marks = {call.mark(tensor) for tensor in call.tensors} - {FREE}
+    return same_shape(2, -1)(call) if marks <= {call.mark(call.first)} else LOST
+
+
 _REDUCED = """
 sum mean prod amax amin max min argmax argmin logsumexp all any var std median nanmedian mode nansum
 nanmean count_nonzero var_mean std_mean
@@ -113,8 +119,7 @@ nanmean count_nonzero var_mean std_mean
 _POOLS_1D = "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d lp_pool1d"
 _POOLS_2D = "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d lp_pool2d"
 _POOLS_3D = "max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d"
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(_REDUCED.split(), _reduced),
+_OF_FIRST: dict[str, Rule] = {
     **dict.fromkeys(("softmax", "log_softmax", "softmin"), same_shape(1)),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"), same_shape(1)),
     **dict.fromkeys(("sort", "argsort", "glu"), same_shape(1, -1)),
@@ -126,9 +131,9 @@ RULES: dict[str, Rule] = {
     "topk": same_shape(2, -1),
     "kthvalue": _kth_value,
     "unfold": _unfolded,
-    **dict.fromkeys(("layer_norm", "rms_norm"), with_free_rest(_layer_norm)),
-    **dict.fromkeys(("group_norm", "instance_norm"), with_free_rest(samples_first)),
-    "batch_norm": with_free_rest(_batch_norm),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
+    **dict.fromkeys(("group_norm", "instance_norm"), samples_first),
+    "batch_norm": _batch_norm,
     "local_response_norm": samples_first,
     "pad": _pad,
     **dict.fromkeys(("tril", "triu"), last_dims(2)),
@@ -137,4 +142,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), last_dims(3)),
     **dict.fromkeys(_POOLS_3D.split(), last_dims(3)),
     **dict.fromkeys(("interpolate", "upsample"), samples_first),
+}
+# What stands beside the first tensor (weights, a number of places) is the same for all samples.
+RULES: dict[str, Rule] = {
+    **{name: with_free_rest(rule) for name, rule in _OF_FIRST.items()},
+    **dict.fromkeys(_REDUCED.split(), _reduced),
+    "diff": _differences,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned
+from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned, with_free_rest
 from trakstore.features.axes.marks import FREE, LOST, Axis, Mark
 
 __all__ = ["FROM_BEHIND", "LINED_UP", "RULES"]
@@ -16,10 +16,11 @@ sigmoid logit erf erfc erfinv lgamma digamma ceil floor round trunc frac nan_to_
 selu silu mish gelu hardtanh hardswish hardsigmoid hardshrink softshrink tanhshrink threshold softplus
 softsign logsigmoid leaky_relu rrelu dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d
 dropout3d logical_not bitwise_not invert isnan isinf isfinite isneginf isposinf clone detach contiguous
-to float double half bfloat16 int long short char byte bool cpu cuda type requires_grad data
-pos type_as cfloat cdouble conj resolve_conj resolve_neg conj_physical angle real imag deg2rad
+float double half bfloat16 int long short char byte bool cpu cuda type requires_grad data
+pos cfloat cdouble conj resolve_conj resolve_neg conj_physical angle real imag deg2rad
 rad2deg sinc i0 pin_memory
 """
+_AS_ANOTHER = "to type_as"  # may be given a tensor for its dtype and its device alone
 _BROADCAST = """
 add sub subtract mul multiply div divide true_divide floor_divide remainder fmod pow float_power
 maximum minimum fmax fmin atan2 arctan2 hypot logaddexp logaddexp2 xlogy ldexp copysign heaviside
@@ -48,7 +49,7 @@ def _broadcast(call: MarkedCall) -> Mark:
 
 
 def _unary(call: MarkedCall) -> Mark:
-    """Mark of a function of one tensor, or of one that takes another for its dtype alone."""
+    """Mark of a function of one tensor, entry by entry."""
     first, result = call.first, call.out
     same = isinstance(result, Tensor) and result.shape == first.shape
     return call.mark(first) if same else LOST
@@ -97,8 +98,9 @@ def _class_loss(call: MarkedCall) -> Mark:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_MADE.split(), lambda _: FREE),
-    **dict.fromkeys(_UNARY.split(), _unary),
+    **dict.fromkeys(_MADE.split(), with_free_rest(lambda _: FREE)),
+    **dict.fromkeys(_UNARY.split(), with_free_rest(_unary)),
+    **dict.fromkeys(_AS_ANOTHER.split(), _unary),
     **dict.fromkeys(_BROADCAST.split(), _broadcast),
     **dict.fromkeys([f"r{name}" for name in _OPERATORS.split()], _broadcast),
     **dict.fromkeys([f"i{name}" for name in _OPERATORS.split()], _broadcast),
@@ -110,5 +112,5 @@ RULES: dict[str, Rule] = {
 # Functions of entries, which line up the dimensions of several tensors from the last one on.
 # Of those with several tensors, those that leave all of them as they are.
 LINED_UP = frozenset([*_BROADCAST.split(), *(f"r{name}" for name in _OPERATORS.split())])
-FROM_BEHIND = frozenset([*_UNARY.split(), *_BROADCAST.split()])
+FROM_BEHIND = frozenset([*_UNARY.split(), *_AS_ANOTHER.split(), *_BROADCAST.split()])
 FROM_BEHIND |= {f"{turn}{name}" for turn in "ri" for name in _OPERATORS.split()}

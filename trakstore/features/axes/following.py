@@ -9,16 +9,18 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import Node
 
+from trakstore.features.axes.alone import Alone
 from trakstore.features.axes.broadcast import FROM_BEHIND
 from trakstore.features.axes.marked_call import MarkedCall, tensors_of
 from trakstore.features.axes.marks import FREE, LOST, SUSPECT, Axis, Mark, Placed, Places, Routed
 from trakstore.features.axes.routing import Route, row_by_row
-from trakstore.features.axes.table import MAKES, READS, Known, canonical, rule_of
+from trakstore.features.axes.table import MAKES, Known, canonical, rule_of
 
 __all__ = ["Following"]
 
 _ATTRIBUTE = "_trakstore_mark"
 _RAISED = "_trakstore_raised"
+_ONE_BY_ONE = "_trakstore_one_by_one"
 _NONE: frozenset[str] = frozenset()
 _ALONE = object()
 _HOLDERS = (Tensor, tuple, list)
@@ -48,6 +50,15 @@ class Following:
     mixed : bool
         Whether samples may have seen one another: a function made something of several of them, or told
         Python numbers of theirs, and the output may depend on it.
+    routed : bool
+        Whether that may be because rows were sent somewhere by an index that nothing is known of.
+    hooked : bool
+        Whether the model asked for gradients of its activations, which it may change.
+    decided : list of Tensor, bool, shape (batch,)
+        For each question that the model asked of all samples at once: those of them that alone would
+        have given another answer.
+    told : list of Tensor, bool, shape (batch,)
+        Those of them whose answer is a number, with which the model may compute.
     """
 
     def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
@@ -57,8 +68,10 @@ class Following:
         self._claims: set[str] = set()
         self._repeated: set[str] = set()
         self.misread: set[str] = set()
-        self.mixed = False
-        self._lost = False
+        self.mixed = self.routed = self.hooked = False
+        self.decided: list[Tensor] = []
+        self.told: list[Tensor] = []
+        self._lost = self._sent = False
         self._losses: list[tuple[Node, frozenset[str]]] = []
         # By the address of their memory. The tensors are held, too: memory that was freed would be
         # given to another tensor, which would then pass for spoiled.
@@ -167,6 +180,44 @@ class Following:
         if self._repeated and isinstance(value, Tensor) and self._is_raised(value):
             self.misread |= self.claims(value)
 
+    def measured(self, value: Any) -> None:
+        """Notice that a model asks how many entries a tensor has, which may be as many as data say."""
+        asked = (self._lost or self._sent) and not self.mixed
+        if not asked or not isinstance(value, Tensor) or not value.ndim:
+            return
+        mark = self.of(value)
+        self.mixed = mark is LOST or (isinstance(mark, Routed) and mark.rows.picked)
+
+    def tell(self, function: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Notice that a function told Python something of some tensors' data."""
+        known = [tensor for tensor in tensors_of(args) if self.of(tensor) is not FREE]
+        if not known:
+            return
+        self._read = True
+        alone = self._alone(known[0]) if len(known) == 1 else None
+        if alone is None or not isinstance(out, bool | int | float):
+            self.mixed = True
+            return
+        values = alone.values.bool() if isinstance(out, bool) else alone.values
+        self.decided.append(values != out)
+        if rule_of(function).name != "__bool__":
+            self.told.append(values != out)
+
+    def _alone(self, tensor: Tensor) -> Alone | None:
+        """Return what each sample alone would give in place of a number of all."""
+        noted = tensor.__dict__.get(_ONE_BY_ONE)
+        return noted[1] if noted is not None and noted[0] is self._pass else None
+
+    def _note_alone(self, call: MarkedCall, known: Known) -> None:
+        if known.alone is None or not isinstance(call.out, Tensor) or call.out.ndim:
+            return
+        try:
+            own = known.alone(call, self._alone)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            return  # a call of another form, or of tensors that have no entries
+        if own is not None:
+            call.out.__dict__[_ONE_BY_ONE] = (self._pass, own)
+
     def _from_behind(self, function: Any, tensors: list[Tensor], raised: list[Tensor]) -> bool:
         """Tell if a function does with raised tensors, row by row, what it does without rows."""
         # The model's own tensor has no dimension for the samples. What lines them up from the last
@@ -190,6 +241,8 @@ class Following:
     def passed(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Mark the results of a function, and give them back."""
         known = rule_of(function)
+        if known.tells(out):
+            self.tell(function, args, out)
         if known.odd:
             out = self._odd(known, args, out)
         if not isinstance(out, _HOLDERS) and known.name != "__setitem__":
@@ -201,7 +254,9 @@ class Following:
         mark = self._mark_of(call, known) if route is None else route.marks
         # Most passes lose nothing, and are spared to look at all tensors again.
         if route is not None:
-            self.mixed |= not route.certain
+            self._sent = True
+            self.routed |= not route.certain
+            self.mixed |= self.routed
         elif self._lost and isinstance(mark, Axis | Routed) and not self.mixed:
             self.mixed = any(self.of(tensor) is LOST for tensor in tensors)
         claims = self._carried(tensors) if self._claims else _NONE
@@ -216,14 +271,16 @@ class Following:
             self._mark_all(out, mark, claims)
         if kwargs and isinstance(kwargs.get("out"), Tensor):
             self._write(kwargs["out"], LOST, claims)
+        if mark is LOST and self.batch > 1:
+            self._note_alone(call, known)
         return iter(out) if known.name == "__iter__" else out
 
     def _odd(self, known: Known, args: tuple[Any, ...], out: Any) -> Any:
         """Note what a function does beside giving a tensor; return what it gave, loops as lists."""
-        if known.name in READS:
-            of_samples = self.of(args[0]) is not FREE
-            self._read = self._read or of_samples
-            self.mixed |= of_samples and known.name != "__bool__"
+        if known.name in ("__iter__", "unbind"):
+            self.measured(args[0])
+        if known.name == "register_hook":
+            self.hooked = True
         if known.name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
             self._write(args[0], LOST, self.claims(args[0]))
         return list(out) if known.name == "__iter__" else out

@@ -87,10 +87,10 @@ class MarkedCall(Arguments):
 Rule = Callable[[MarkedCall], Mark | list[Mark]]
 
 
-def with_free_rest(rule: Callable[[MarkedCall], Mark]) -> Callable[[MarkedCall], Mark]:
+def with_free_rest(rule: Rule) -> Rule:
     """Make a rule of functions all of whose tensors but the first are weights or statistics."""
 
-    def guarded(call: MarkedCall) -> Mark:
+    def guarded(call: MarkedCall) -> Mark | list[Mark]:
         if any(call.mark(tensor) is not FREE for tensor in call.tensors[1:]):
             return LOST
         return rule(call)

@@ -84,10 +84,14 @@ class Rows:
         Sample that each row is of.
     keys : Tensor, shape (rows,), optional
         Numbers by which they were sorted.
+    picked : bool
+        Whether there are as many as the data say, and not always all of them.
     """
 
-    def __init__(self, samples: Tensor, keys: Tensor | None = None) -> None:
-        self.samples, self.keys = samples, keys
+    def __init__(
+        self, samples: Tensor, keys: Tensor | None = None, *, picked: bool = False
+    ) -> None:
+        self.samples, self.keys, self.picked = samples, keys, picked
 
     @cached_property
     def _of_each(self) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trakstore.features.axes.along import last_dims, same_shape
-from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned, dims_of
+from trakstore.features.axes.marked_call import MarkedCall, Rule, aligned, dims_of, with_free_rest
 from trakstore.features.axes.marks import FREE, LOST, Axis, Mark, removed
 
 __all__ = ["RULES"]
@@ -53,7 +53,7 @@ def _taken(call: MarkedCall) -> Mark:
     return _gathered(call.of_first(dim=dim, index=index))
 
 
-def _put_along(*others: tuple[int, str]) -> Rule:
+def _put_along(*others: tuple[int, str]) -> Callable[[MarkedCall], Mark]:
     """Make a rule of what puts tensors into the first along ``dim``, row by row in other dimensions.
 
     Parameters
@@ -75,6 +75,23 @@ def _put_along(*others: tuple[int, str]) -> Rule:
         return mark if len({tensor.shape[mark.dim] for tensor in tensors}) == 1 else LOST
 
     return rule
+
+
+def _put_at(call: MarkedCall) -> Mark:
+    """Mark of what puts tensors, or a number, where an index says, in all rows alike."""
+    if call.mark(call.argument(2, "index")) is not FREE:
+        return LOST
+    return _put_along((3, "source"), (3, "value"))(call)
+
+
+def _index_selected(call: MarkedCall) -> Mark:
+    """Mark of entries that an index picks, in all rows alike; or of a table, by the samples' index."""
+    of_index, dim = call.mark(call.argument(2, "index")), _dim(call, 1)
+    if of_index is FREE:
+        return same_shape(1)(call)
+    if call.mark(call.first) is not FREE or not isinstance(of_index, Axis) or dim is None:
+        return LOST
+    return Axis(dim, *of_index[1:])
 
 
 def _joined(call: MarkedCall) -> Mark:
@@ -307,16 +324,19 @@ def _covers(part: slice, size: int) -> bool:
 RULES: dict[str, Rule] = {
     "getitem": _item,
     "setitem": _put,
-    **dict.fromkeys(("chunk", "split", "tensor_split", "split_with_sizes"), same_shape(2, 0)),
-    **dict.fromkeys(("narrow", "index_select"), same_shape(1)),
-    "select": _without(1),
+    **dict.fromkeys(
+        ("chunk", "split", "tensor_split", "split_with_sizes"), with_free_rest(same_shape(2, 0))
+    ),
+    "narrow": with_free_rest(same_shape(1)),
+    "index_select": _index_selected,
+    "select": with_free_rest(_without(1)),
     **dict.fromkeys(("unbind", "iter"), _without(1, 0)),
     "gather": _gathered,
     "take_along_dim": _taken,
     **dict.fromkeys(
         ("scatter", "scatter_add", "scatter_reduce"), _put_along((2, "index"), (3, "src"))
     ),
-    **dict.fromkeys(("index_add", "index_copy", "index_fill"), _put_along((3, "source"))),
+    **dict.fromkeys(("index_add", "index_copy", "index_fill"), _put_at),
     **dict.fromkeys(("cat", "concat", "concatenate"), _joined),
     "stack": _stacked,
     "diagonal": _diagonal,

@@ -144,7 +144,7 @@ def _rows_by(index: Tensor, axis: Axis, batch: int) -> Rows:
             entries = index.nonzero()[:, axis.dim]
         else:
             entries = index.detach() % (axis.before * batch * axis.after)
-        known[key] = Rows(axis.sample_of(entries, batch))
+        known[key] = Rows(axis.sample_of(entries, batch), picked=True)
     return known[key]
 
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trakstore.features.axes import along, broadcast, contraction, picking, reorder, routing
+from trakstore.features.axes import (
+    alone,
+    along,
+    broadcast,
+    contraction,
+    picking,
+    reorder,
+    routing,
+)
 from trakstore.features.axes.marked_call import MarkedCall, Rule
 
 __all__ = ["MAKES", "READS", "Known", "canonical", "rule_of"]
@@ -26,14 +34,25 @@ class Known(NamedTuple):
         Rule of what goes by its canonical name.
     route : callable or None
         Rule of what goes by that name with rows that the data send somewhere.
+    alone : callable or None
+        Rule of what each sample alone would give.
     odd : bool
-        Whether it does more than give a tensor, or hands data over to Python.
+        Whether it does more than give a tensor.
     """
 
     name: str
     rule: Rule | None
     route: Callable[[MarkedCall], routing.Route | None] | None
+    alone: alone.AloneRule | None
     odd: bool
+
+    def tells(self, out: Any) -> bool:
+        """Tell whether a result that is no tensor says something of the data."""
+        if self.name in READS:
+            return True
+        if not isinstance(out, bool | int | float):
+            return False
+        return self.name == "is_nonzero" or not self.name.startswith(_QUIET)
 
 
 _RULES: dict[str, Rule] = {
@@ -43,11 +62,19 @@ _RULES: dict[str, Rule] = {
     **picking.RULES,
     **contraction.RULES,
 }
-# Functions whose result is not all that they change, or no tensor.
-_ODD = frozenset(["__iter__", "__set__", "__setitem__"])
+# Functions whose result is not all that they change, or no tensor, or of as many parts as data say.
+_ODD = frozenset(["__iter__", "unbind", "__set__", "__setitem__", "register_hook"])
 # Functions that hand data over to Python.
-_READS = "item tolist numpy __bool__ __int__ __float__ __index__ __array__ __contains__"
+_READS = """
+item tolist numpy __bool__ __int__ __float__ __complex__ __index__ __array__ __contains__ __dlpack__
+untyped_storage storage _typed_storage __repr__ __format__
+"""
 READS = frozenset(_READS.split())
+# Beginnings of the names of those that tell Python about a tensor's dtype, memory and shape alone.
+_QUIET = (
+    *("is_", "_is_", "has_", "__get__", "sparse_dim", "dense_dim", "dim", "ndimension", "numel"),
+    *("nelement", "size", "__len__", "element_size", "storage_offset", "get_device", "data_ptr"),
+)
 # Functions that make tensors of what Python has.
 MAKES = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
@@ -84,8 +111,10 @@ def rule_of(function: Any) -> Known:
     if known is None:
         name = getattr(function, "__name__", "")
         own = "" if _foreign(function, name) else canonical(function)
-        odd = name in READS or name in _ODD
-        known = _KNOWN[function] = Known(name, _RULES.get(own), routing.RULES.get(own), odd)
+        odd = name in _ODD
+        known = _KNOWN[function] = Known(
+            name, _RULES.get(own), routing.RULES.get(own), alone.RULES.get(own), odd
+        )
     return known
 
 

@@ -128,11 +128,15 @@ def _inside(
         own = (at >= 0) & (at < size)
         known = (known[:, None, :, None] & own[None, :, None, :]).flatten(2).flatten(0, 1)
     count = known.shape[1]
-    dtype = torch.int32 if count <= _BITS // 2 else torch.int64
-    bits = (known.to(torch.int64) << torch.arange(count)).sum(1)
-    # The highest bit is a sign, which a narrower number has as well.
-    bits = bits if dtype == torch.int64 else (bits + 2**31) % 2**32 - 2**31
-    return torch.arange(count).repeat(channels).to(dtype), bits.repeat(each).to(dtype)
+    each_bit = torch.ones(count, dtype=torch.int64) << torch.arange(count)
+    bits = (known * each_bit).sum(1)
+
+    def narrow(words: Tensor) -> Tensor:
+        # The highest bit is a sign, which a narrower number has as well.
+        few = count <= _BITS // 2
+        return ((words + 2**31) % 2**32 - 2**31).to(torch.int32) if few else words
+
+    return narrow(each_bit).repeat(channels), narrow(bits).repeat(each)
 
 
 def _sums(dims: list[Tensor]) -> Tensor:

@@ -48,6 +48,7 @@ __all__ = ["SJLT"]
 
 _CPU = torch.device("cpu")
 _GENERATION = 8  # of a GPU that multiplies bfloat16
+_IN_TURN = 9  # of one that does tiles in turn
 _ADD = 0.2  # nanoseconds to add an entry
 _FORMED = 1 << 26  # entries of gradients that a GPU forms at once
 _LISTS = 16  # of small pieces that are kept
@@ -195,7 +196,8 @@ class SJLT(Projector):
         if self.dim < WINDOW or not usable(out.device, _GENERATION) or not gathers():
             return None
         last_row = outer.first_row + outer.rows
-        in_turn = tiles_in_turn(outer.positions)
+        # Older tensor cores keep a tile in registers of which none are left for the next one.
+        in_turn = tiles_in_turn(outer.positions) if usable(out.device, _IN_TURN) else 1
         table = self._sheared_rows_of(outer.name, outer.first_row, last_row, out.device, in_turn)
         low, sizes = outer.low_dtype, (outer.positions, outer.rows, outer.columns)
         in_place = outer.unfolded is not None
@@ -219,7 +221,7 @@ class SJLT(Projector):
         return formed(outer.left, outer.unfolded(0, outer.batch), dtype, memory)
 
     def sums_of(self, batch: int, rows: int, columns: int) -> int:
-        """Return how many numbers programs sum of a gradient, before they are added to features."""
+        """Return the count of numbers that programs sum of a gradient, before features have them."""
         return self.spec.s * share_count(batch, rows, columns, self.dim) * batch * self.dim
 
     def add_tiles(self, out: Tensor, memory: Tensor, places: tuple[TilePlace, ...]) -> None:

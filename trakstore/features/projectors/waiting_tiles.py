@@ -54,7 +54,7 @@ class Sketch(Protocol):
     tile_room: int
 
     def sums_of(self, batch: int, rows: int, columns: int) -> int:
-        """Return how many numbers programs sum of a gradient, before they are added to features."""
+        """Return the count of numbers that programs sum of a gradient, before features have them."""
 
     def form(self, out: Tensor, outer: Outer, memory: Memory) -> Tensor:
         """Form the gradients of a product in some memory."""

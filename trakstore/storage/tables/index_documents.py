@@ -32,12 +32,14 @@ _TURN_ROWS = 1024
 class Recall:
     """Share of the exact lists of some targets that an index found, with the largest scores first.
 
+    A row whose score equals the last of an exact list counts as found.
+
     Attributes
     ----------
     method : str
         Method of the scores.
     scaling : str
-        Names of what their products are multiplied with.
+        Names of what their products are multiplied with, and a soft threshold.
     k, candidates, checked : int
         Entries of the lists, candidates of each, and number of targets.
     recall : float

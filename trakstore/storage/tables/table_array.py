@@ -21,7 +21,7 @@ from trakstore.storage.backends.together import together
 from trakstore.storage.tables.array_entry import ArrayEntry
 
 _TASK_BYTES = 64_000_000  # of a lazy block
-_READ_AT_ONCE = 16  # chunks that are read at once
+READ_AT_ONCE = 16  # chunks that are read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class TableArray:
         ]
         # Some at a time: what is on its way from another machine takes memory beside the result.
         chunks = itertools.product(*grids)
-        while some := list(itertools.islice(chunks, _READ_AT_ONCE)):
+        while some := list(itertools.islice(chunks, READ_AT_ONCE)):
             together(self.location, [partial(take, numbers) for numbers in some])
         return out
 

@@ -143,10 +143,13 @@ def _shear(
                 along = t * by_position
                 if INDEXED:
                     along = tl.load(position_offsets + at, mask=there, other=0)
-                found = there[:, None] & inside[None, :]
-                if MASKED:
+                if (
+                    MASKED
+                ):  # beyond the last position no bit is set, nor one of a column that is none
                     bits = tl.load(inside_bits + at, mask=there, other=0)[:, None]
-                    found &= ((bits >> bit) & 1) != 0
+                    found = (bits & bit) != 0
+                else:
+                    found = there[:, None] & inside[None, :]
                 r = tl.load(other + along[:, None] + across[None, :], mask=found, other=0.0)
                 tile = tl.dot(tl.trans(a.to(OPERAND)), r.to(OPERAND), tile, input_precision="ieee")
                 # Pointers go on, so that no offset of a long sequence leaves 32 bits.
