@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -92,6 +93,66 @@ def test_a_run_that_goes_on_replaces_what_it_does_again(tmp_path: Path) -> None:
         found = tracker.analyze()
     for name, values in expected().items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.filterwarnings("error")
+def test_samples_that_a_later_run_has_not_seen_are_left_out(tmp_path: Path) -> None:
+    where, three = tmp_path / "d.zarr", torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    zeros = torch.zeros(3, dtype=torch.long)
+    with TrainingDynamicsTracker(None, 1, where) as tracker:
+        for epoch in (0, 1):
+            tracker.update(epoch, 0, None, zeros, -three, ids=[4, 5, 6])
+    with TrainingDynamicsTracker(None, 1, where) as tracker:
+        tracker.update(0, 0, None, zeros[:2], three[[2, 0]], ids=[6, 4])
+        found = tracker.analyze()
+    assert found["sample_id"].values.tolist() == [4, 6]
+    assert found["epochs"].values.tolist() == [1, 1]
+    own = three.double().softmax(1)[[0, 2], 0]
+    np.testing.assert_allclose(found["confidence"], own, rtol=1e-6)
+    np.testing.assert_allclose(found["loss"], -own.log(), rtol=1e-6)
+    assert found["first_learned"].values.tolist() == [0, -1]
+    with pytest.raises(NotFoundError, match="sample 5 was not tracked"):
+        dynamics_of(found, [5])
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_run_of_another_data_set_is_refused(tmp_path: Path, ids: bool) -> None:
+    where, x, y = tmp_path / "d.zarr", torch.randn(12, CLASSES), LABELS[:12]
+
+    def seen(x: torch.Tensor, y: torch.Tensor, epoch: int = 0, **options: Any) -> Any:
+        data = torch.utils.data.TensorDataset(x, y)
+        with TrainingDynamicsTracker(data, 1, where, **options) as tracker:
+            tracker.update(epoch, 0, x, y, x, ids=range(len(x)) if ids else None)
+            return tracker.analyze()
+
+    seen(x, y)
+    for other in (slice(8), [*range(12), 0]):  # fewer samples, and more
+        sizes = f"of 12 samples, and this one has {len(x[other])} samples"
+        said = rf"d.zarr has .* as 'train': {sizes}; give it another place, store="
+        with pytest.raises(TrakStoreError, match=said):
+            seen(x[other], y[other], epoch=1)
+    if not ids:  # contents are known where samples were read
+        for rows, labels in ((x + 1, y), (x, y.flip(0)), (x.flip(0), y.flip(0))):
+            with pytest.raises(TrakStoreError, match=r"contents have the hash .*store="):
+                seen(rows, labels, epoch=1)
+    assert seen(x, y, epoch=1)["epochs"].values.tolist() == [2] * 12  # goes on
+    assert seen(x, y)["epochs"].values.tolist() == [1] * 12  # begins again
+    assert seen(x[:8], y[:8], split="other").sizes["sample"] == 8
+    # Each rank may have a data set of its own.
+    rows = seen(x[:8], y[:8], epoch=3, rank=1)["epochs"].values
+    assert rows.tolist() == [2] * 8 + [1] * 4
+
+
+def test_records_that_do_not_tell_their_data_set_are_gone_on_with(tmp_path: Path) -> None:
+    where, logits = tmp_path / "d.zarr", torch.zeros(3, 2)
+    with TrainingDynamicsTracker(None, 1, where) as tracker:
+        tracker.update(0, 0, None, LABELS[:3] % 2, logits, ids=[0, 1, 2])
+    (document,) = (where / "dynamics/train").glob("*.*/zarr.json")
+    run = json.loads(document.read_text())["attributes"]["run"]
+    assert sorted(run) == ["name", "order", "rank", "started"]
+    with TrainingDynamicsTracker(range(3), 1, where) as tracker:
+        tracker.update(1, 0, None, LABELS[:3] % 2, logits, ids=[0, 1, 2])
+        assert tracker.analyze()["epochs"].values.tolist() == [2, 2, 2]
 
 
 def test_the_later_of_two_runs_counts_whatever_the_clock_says(

@@ -85,6 +85,32 @@ def test_a_transition_without_a_null_says_so(
     assert found["gained_influence_p_values"].isnan().all()
     (line,) = [record.message for record in caplog.records]
     assert line.startswith("no null, so p-values are NaN: give null_epochs=[(16, 20)]")
+    assert "PhaseTransitionAttributor" not in line
+
+
+def test_a_transition_that_nobody_named_says_which_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    five: dict[Any, Any] = {epoch: mlp(epoch) for epoch in (10, 20, 30, 40, 50)}
+    made = PhaseTransitionAttributor(five, TRAIN, TEST, proj_dim=64)
+    assert made.transition == (10, 50)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "the transition is from 10 to 50, the first and the last of 5 checkpoints" in line
+    assert "curve=" in line and "transition=" in line
+    caplog.clear()
+    found = made.compute_transition_attributions(top_k=2)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("no null, so p-values are NaN") and "null_epochs" not in line
+    assert "the transition from 10 to 50 leaves none" in line
+    assert found["p_values"].isnan().all() and found["null_epochs"] == []
+    caplog.clear()
+    # As that message says, a narrower one has a null.
+    found = PhaseTransitionAttributor(
+        five, TRAIN, TEST, transition=(20, 30), proj_dim=64
+    ).compute_transition_attributions(top_k=2)
+    assert found["null_epochs"] == [(10, 20), (30, 40), (40, 50)]
+    assert not found["p_values"].isnan().any()
+    PhaseTransitionAttributor(five, TRAIN, TEST, curve=[0.1, 0.1, 0.1, 0.9, 0.9], proj_dim=64)
+    PhaseTransitionAttributor({0: mlp(0), 1: mlp(1)}, TRAIN, TEST, proj_dim=64)
+    assert not caplog.records
 
 
 def test_a_transition_is_found_in_a_curve() -> None:

@@ -52,6 +52,7 @@ def test_evolve(run: Any, epochs: ts.FeatureStore) -> None:
     assert found["label"][2][0][0] == label and found["target_label"] == [1, 1]
     assert "target test4 (1)" in table and f"{first} ({label})" in table
     assert "more target" not in table
+    assert "target_loss" not in found and "loss" not in table  # no such column in the store
     every = run("evolve", epochs.location).out  # five of seven
     assert every.endswith("2 more targets: choose with --target, or --json for all\n")
     mean = json.loads(run("evolve", epochs.location, "--together", "--json").out)
@@ -60,6 +61,46 @@ def test_evolve(run: Any, epochs: ts.FeatureStore) -> None:
     assert mean["target_id"] == ["mean of 7"] and "target_label" not in mean
     names = np.char.lstrip(np.array(mean["train"], dtype=str), "train").astype(int)
     np.testing.assert_array_equal(mean["label"], names % 3)
+
+
+def test_evolve_has_outputs_and_losses_of_targets(run: Any, tmp_path: Path) -> None:
+    from features.models import Samples, mlp
+
+    from trakstore.features import featurize
+
+    train, test, where = Samples(12), Samples(4, seed=1), tmp_path / "l.zarr"
+    for epoch in (1, 2):
+        for split, data in (("train", train), ("test", test)):
+            model: Any = mlp(epoch)
+            featurize(model, data, where, epoch=epoch, split=split, progress=False)
+    store, drawn = ts.open_store(where), np.random.default_rng(0)
+    for split, rows in (("train", 12), ("test", 4)):  # an epoch without these columns
+        features = drawn.normal(size=(rows, store.spec.dim)).astype("f")
+        store.write_split(9, split, features, out_to_loss=np.full(rows, 0.5, "f"))
+    store.mask("test", [1])
+    logits = torch.stack([mlp(epoch)(test.x) for epoch in (1, 2)]).double()
+    loss = -logits.log_softmax(2)[:, range(4), test.y]
+    wanted = {"loss": loss.detach(), "output": -torch.log(torch.expm1(loss)).detach()}
+    asked = ["evolve", where, "--k", "2", "--target", "3", "--target", "0"]
+    found = json.loads(run(*asked, "--json").out)
+    lines = list(csv.DictReader(io.StringIO(run(*asked, "--csv").out)))
+    for name, values in wanted.items():
+        *numbers, last = found[f"target_{name}"]
+        np.testing.assert_allclose(numbers, values[:, [3, 0]], rtol=1e-4)
+        assert last == [None, None] and found["epoch"] == [1, 2, 9]
+        (line,) = [
+            one for one in lines if (one["epoch"], one["target_id"], one["rank"]) == ("2", "0", "1")
+        ]
+        assert float(line[f"target_{name}"]) == pytest.approx(float(values[1, 0]), rel=1e-4)
+    table = run(*asked).out
+    assert table.count("output") == table.count("loss") == 2
+    shown = [line.split()[:3] for line in table.splitlines() if line.split()[:1] in (["2"], ["9"])]
+    three, nought = ([f"{float(values[1, at]):.3g}" for values in wanted.values()] for at in (3, 0))
+    none = ["9", "-", "-"]
+    assert shown == [["2", *three[::-1]], none, ["2", *nought[::-1]], none]
+    mean = json.loads(run("evolve", where, "--k", "2", "--together", "--json").out)
+    expected = wanted["loss"][:, [0, 2, 3]].mean(1, keepdim=True)
+    np.testing.assert_allclose(mean["target_loss"][:2], expected, rtol=1e-4)
 
 
 def test_transitions(run: Any, epochs: ts.FeatureStore, tmp_path: Path) -> None:

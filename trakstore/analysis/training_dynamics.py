@@ -35,7 +35,8 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     Returns
     -------
     Dataset
-        Dimension ``sample`` with the coordinate ``sample_id``, sorted. ``confidence`` and
+        Dimension ``sample`` with the coordinate ``sample_id``, sorted: samples of which a record
+        counts. ``confidence`` and
         ``variability``: mean and standard deviation over epochs of the probability of the own class;
         ``correctness``: share of epochs at which it was predicted right; ``forgetting_events``:
         how often it went from right to wrong; ``first_learned``: first epoch at which it was right,
@@ -71,7 +72,10 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
         for epoch in np.unique(epochs):
             here = np.flatnonzero(epochs == epoch)
             summary.add(int(epoch), rows[here], measures[here])
-    columns = {name: ("sample", values) for name, values in summary.columns().items()}
+    # Samples that no run has seen since a later one began again have no record that counts.
+    seen = summary.epochs > 0
+    columns = {name: ("sample", values) for name, values in summary.columns(seen).items()}
+    ids = ids[seen]
     return xr.Dataset(columns, coords={"sample_id": ("sample", ids)}, attrs={"split": split})
 
 
@@ -108,8 +112,9 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
     at = np.minimum(np.searchsorted(known, wanted.ravel()), len(known) - 1)
     missing = wanted.ravel()[known[at] != wanted.ravel()]
     if missing.size:
-        near = did_you_mean(missing[0], known[:1000])
-        raise NotFoundError(f"sample {missing[0]!r} was not tracked{near}")
+        first = missing.tolist()[0]  # a number or text of Python: NumPy's show their type
+        near = did_you_mean(first, known[:1000])
+        raise NotFoundError(f"sample {first!r} was not tracked{near}")
     dims = [f"dim_{i}" for i in range(wanted.ndim)] if wanted.ndim != 1 else ["sample"]
     return dynamics.isel(sample=xr.DataArray(at.reshape(wanted.shape), dims=dims))
 
@@ -161,20 +166,21 @@ class _Summary:
         new = rows[right & (self.first[rows] < 0)]
         self.first[new] = epoch
 
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The summaries by name."""
-        means = self.sums / self.epochs[:, None]
+    def columns(self, seen: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+        """The summaries by name, of the samples that were seen: others have no means."""
+        epochs = self.epochs[seen]
+        means = self.sums[seen] / epochs[:, None]
         by_name = dict(zip(MEASURES, means.T, strict=True))
         # A mean of squares less a square of means may be below 0 by rounding.
-        spread = np.maximum(self.squares / self.epochs - by_name["confidence"] ** 2, 0)
+        spread = np.maximum(self.squares[seen] / epochs - by_name["confidence"] ** 2, 0)
         return {
             "confidence": by_name["confidence"],
             "variability": np.sqrt(spread),
             "correctness": by_name["correct"],
-            "forgetting_events": self.forgotten,
-            "first_learned": self.first,
+            "forgetting_events": self.forgotten[seen],
+            "first_learned": self.first[seen],
             "aum": by_name["margin"],
-            "el2n": self.early / np.minimum(self.epochs, EARLY_EPOCHS),
-            "loss": self.loss,
-            "epochs": self.epochs,
+            "el2n": self.early[seen] / np.minimum(epochs, EARLY_EPOCHS),
+            "loss": self.loss[seen],
+            "epochs": epochs,
         }

@@ -109,9 +109,19 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
         if not null_epochs:
             log.warning(
                 "no null, so p-values are NaN: give null_epochs=[(16, 20)], pairs of epochs between "
-                "which nothing happened (PhaseTransitionAttributor: several checkpoints of one phase)"
+                "which nothing happened"
             )
-        pairs = [(pre_transition_epoch, post_transition_epoch), *null_epochs]
+        ends = (pre_transition_epoch, post_transition_epoch)
+        return self._changes(ends, top_k, scale, null_epochs)
+
+    def _changes(
+        self,
+        ends: tuple[Epoch, Epoch],
+        top_k: int,
+        scale: Scale,
+        null_epochs: Sequence[tuple[Epoch, Epoch]],
+    ) -> dict[str, Any]:
+        pairs = [ends, *null_epochs]
         scores = self._scores(list(dict.fromkeys(epoch for pair in pairs for epoch in pair)))
         change, *null = [(scores.epoch(before), scores.epoch(after)) for before, after in pairs]
         changes = transition(*change, null, scale=scale, k=min(top_k, scores.shape[1]))
@@ -142,7 +152,8 @@ class PhaseTransitionAttributor:
     curve : sequence of float, optional
         A number for each checkpoint, such as the test accuracy: the transition is where it changes.
     transition : pair of epochs, optional
-        Last before and first after; from ``curve`` when None, else the first and the last.
+        Last before and first after; from ``curve`` when None, else the first and the last, and a
+        warning is logged if there are others.
     **options
         ``task``, ``proj_dim``, ``device``, ``store``, ``damping`` and ``projector`` of a
         :class:`TRAKAttributor`.
@@ -188,6 +199,14 @@ class PhaseTransitionAttributor:
         # A change at index i is a first value of the new phase: the old one ends at i - 1.
         last, first = (0, -1) if change is None else (change.index - 1, change.index)
         self.transition = transition or (self.epochs[last], self.epochs[first])
+        if curve is None and transition is None and len(self.epochs) > 2:
+            log.warning(
+                "neither curve= nor transition=, so the transition is from %s to %s, the first and "
+                "the last of %d checkpoints: give curve=, a number for each (such as its test "
+                "accuracy), or transition=, the last before and the first after",
+                *self.transition,
+                len(self.epochs),
+            )
         self.trak = DelayedGeneralizationTRAK(self.model, **options)
         self._data = {"train": train_data, "test": test_data}
         self._ready = False
@@ -213,9 +232,14 @@ class PhaseTransitionAttributor:
         before, after = (self.epochs.index(epoch) for epoch in self.transition)
         # Neighbours within a phase, none across the transition: changes as they are without one.
         null = [*pairwise(self.epochs[: before + 1]), *pairwise(self.epochs[after:])]
-        changes = self.trak.find_phase_transition_examples(
-            *self.transition, top_k, scale=scale, null_epochs=null
-        )
+        if not null:
+            log.warning(
+                "no null, so p-values are NaN: they come from neighbouring checkpoints of one phase, "
+                "and the transition from %s to %s leaves none; give further checkpoints before or "
+                "after it, or a narrower transition=",
+                *self.transition,
+            )
+        changes = self.trak._changes(self.transition, top_k, scale, null)
         about = {"transition": self.transition, "null_epochs": null}
         return {**changes, **about, "change_point": self.change_point}
 

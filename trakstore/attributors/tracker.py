@@ -25,7 +25,7 @@ class TrainingDynamicsTracker(TrainingRecorder):
 
     Use it in ``with``, or call ``close``; a run that dies loses what came since the last write. A run
     that goes on from a checkpoint replaces what an earlier one, of the same rank, said of the epochs
-    from its first on.
+    from its first on; of another data set it is refused.
 
     Parameters
     ----------
@@ -35,11 +35,16 @@ class TrainingDynamicsTracker(TrainingRecorder):
     save_interval : int
         Epochs between two writes; what takes more than 64 MB is stored sooner.
     store : path or FeatureStore
-        Where features are, or will be.
+        Where features are, or will be; ``dynamics.zarr`` in the working directory by default.
     split : str
         Name of the data set in the store.
     rank : int
         Number of this process among those that train together, each with its own samples.
+
+    Raises
+    ------
+    TrakStoreError
+        The store has records of a data set of another size under this name.
 
     Examples
     --------
@@ -98,7 +103,8 @@ class TrainingDynamicsTracker(TrainingRecorder):
         Raises
         ------
         TrakStoreError
-            There are no ids, and no data set or no such sample in it.
+            There are no ids, and no data set or no such sample in it; or the store has records of other
+            samples under this name.
         """
         if ids is None:
             ids = self._recognised(epoch, data, targets)
@@ -111,9 +117,12 @@ class TrainingDynamicsTracker(TrainingRecorder):
                 "end in their id; or give the data set here, and the batch's data, by which samples "
                 "are recognised"
             )
-        if self._recogniser is None:
-            self._recogniser = SampleRecogniser(self._dataset)
-        return self._recogniser.positions(epoch, data, targets)
+        if self._recogniser is not None:
+            return self._recogniser.positions(epoch, data, targets)
+        self._recogniser = SampleRecogniser(self._dataset)
+        positions = self._recogniser.positions(epoch, data, targets)
+        self._identify(self._recogniser.digest)
+        return positions
 
     def analyze(self) -> xr.Dataset:
         """Summarise each sample; see :func:`trakstore.analysis.training_dynamics`."""

@@ -14,7 +14,7 @@ from trakstore.cli.options import ListLength, Target
 from trakstore.cli.output import without_nan
 from trakstore.cli.request import ScoreRequest, with_request
 from trakstore.report.analysis_tables import evolution_table
-from trakstore.report.labels import with_labels
+from trakstore.report.labels import with_labels, with_outputs
 from trakstore.scores.sums import group_scores
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def evolve(
 ) -> None:
     """Show the scores of targets epoch by epoch, each epoch alone.
 
+    Beside them stand the target's own output and loss at that epoch, where the store has them.
+
     The first five targets are shown; --json and --csv have all of them.
     """
     from trakstore.analysis.evolution import evolution
@@ -48,6 +50,7 @@ def evolve(
             scores = group_scores(scores, targets=name, how="mean", memory_limit=limit)
         epochs = evolution(scores, k, memory_limit=limit)
     epochs = with_labels(epochs, pair, None if together else rows)
+    epochs = with_outputs(epochs, asked.pairs(), rows, mean=together)
     document = {"method": scores.method, **without_nan(epochs)}
     asked.answer(document, _tables(epochs, hidden), epochs)
 

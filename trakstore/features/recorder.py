@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
@@ -20,7 +21,7 @@ from trakstore.storage.backends.location import Where
 from trakstore.storage.ids import as_ids
 from trakstore.storage.opening import location_of
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.tables.training_records import TrainingRun, add_part, next_order
+from trakstore.storage.tables.training_records import TrainingRun, add_part, earlier_runs
 
 __all__ = ["TrainingRecorder"]
 
@@ -45,7 +46,12 @@ class TrainingRecorder:
     save_interval : int
         Epochs between two writes.
     samples : int, optional
-        Size of the data set, to tell ids that cannot be.
+        Size of the data set, to tell ids that cannot be, and another data set.
+
+    Raises
+    ------
+    TrakStoreError
+        The same rank has stored measures of a data set of another size there.
     """
 
     def __init__(
@@ -60,9 +66,13 @@ class TrainingRecorder:
         self.location = location_of(store, create=True)
         self._samples = np.inf if samples is None else samples
         began = datetime.now(UTC).isoformat(timespec="microseconds")
-        order = next_order(self.location, split)
+        earlier = earlier_runs(self.location, split)
+        order = 1 + max((run.order for run in earlier), default=0)
         name, rank = uuid.uuid4().hex[:12], as_whole(rank, "rank", 0)
-        self._run, self._parts = TrainingRun(name, began, rank, order), 0
+        self._run, self._parts = TrainingRun(name, began, rank, order, samples), 0
+        # Ranks may have a data set each: one is compared with what the same rank had.
+        self._earlier = [run for run in earlier if run.rank == rank]
+        self._refuse_other_data("samples", "{} samples")
         self._waiting: list[tuple[int, Any, Tensor, Tensor, Tensor | None]] = []
         self._held = 0  # bytes of the tensors that are waiting
         self._background = OneBehind()
@@ -91,6 +101,30 @@ class TrainingRecorder:
         # Epochs of a large data set are more than memory should hold: these are stored sooner.
         if self._held >= _MOST_HELD:
             self.save()
+
+    def _identify(self, digest: str) -> None:
+        """Note a hash of all samples of the data set, and compare it with that of earlier runs.
+
+        Raises
+        ------
+        TrakStoreError
+            The same rank has stored measures of other samples there.
+        """
+        # All parts of a run have one description: a hash that comes after the first of them is late.
+        if not self._parts and not self._waiting:
+            self._run = replace(self._run, digest=digest)
+            self._refuse_other_data("digest", "samples whose contents have the hash {:.8}")
+
+    def _refuse_other_data(self, field: str, words: str) -> None:
+        given = getattr(self._run, field)
+        known = [value for run in self._earlier if (value := getattr(run, field)) is not None]
+        # Their rows would be taken for one data set: an id names another sample in each.
+        if given is not None and known and known[-1] != given:
+            raise TrakStoreError(
+                f"{self.location} has training dynamics of another data set as {self.split!r}: of "
+                f"{words.format(known[-1])}, and this one has {words.format(given)}; give it another "
+                f"place, store=, or another name there, split="
+            )
 
     def save(self) -> None:
         """Store the batches that came since the last time."""

@@ -18,15 +18,18 @@ _LISTED = 5  # samples of a line
 def evolution_table(found: xr.Dataset) -> Table:
     """Make a table with a line an epoch, for one target of :func:`trakstore.analysis.evolution`.
 
-    With ``label`` (epoch, rank), labels stand in brackets. ``like before`` is Spearman's correlation
+    With ``label`` (epoch, rank), labels stand in brackets; ``target_output`` and ``target_loss``
+    (epoch,) have columns of their own. ``like before`` is Spearman's correlation
     with the scores of the epoch before, ``kept`` the share of the list that was in the list before.
     """
-    table = plain_table("epoch", "mean", "std", "max", "like before", "kept")
+    own = [name for name in ("output", "loss") if f"target_{name}" in found]
+    table = plain_table("epoch", *own, "mean", "std", "max", "like before", "kept")
     # Names without spaces are folded: else the end of one that is wider than the column would be lost.
     table.add_column(f"{_train(found)}, {found.attrs['order']} first", overflow="fold")
     for at, epoch in enumerate(found["epoch"].values.tolist()):
         one = found.isel(epoch=at)
-        numbers = [f"{float(one[name]):.3g}" for name in ("mean", "std", "max")]
+        numbers = [_or_dash(float(one[f"target_{name}"]), ".3g") for name in own]
+        numbers += [f"{float(one[name]):.3g}" for name in ("mean", "std", "max")]
         numbers += [_or_dash(float(one[name]), ".2f") for name in ("spearman", "kept")]
         names = _names(one)
         more = ", ..." if len(names) > _LISTED else ""

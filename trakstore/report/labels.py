@@ -1,12 +1,14 @@
-"""Labels beside the samples of a query's result."""
+"""Columns of the store beside a query's result: labels of its samples, outputs of its targets."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.methods.epochs import EpochPair
+from trakstore.methods.epochs import EpochPair, UnmaskedSplit
 from trakstore.passes.rows import TakenRows
 
 
@@ -36,3 +38,38 @@ def with_labels(
         return labelled
     own = TakenRows(pair.target.column("label"), rows).read(0, len(rows))
     return labelled.assign(target_label=("target", own))
+
+
+def with_outputs(
+    found: xr.Dataset, pairs: Sequence[EpochPair], rows: NDArray[np.int64], *, mean: bool = False
+) -> xr.Dataset:
+    """Add ``target_output`` and ``target_loss``, dims ``(epoch, target)``, where any epoch has them.
+
+    Parameters
+    ----------
+    found : Dataset
+        Result of :func:`trakstore.analysis.evolution`.
+    pairs : sequence of EpochPair
+        Splits of each of its epochs.
+    rows : ndarray of int64
+        Rows of the targets.
+    mean : bool
+        Whether ``found`` has one target, the mean of these.
+    """
+    targets = {pair.epoch: pair.target for pair in pairs}
+    each = [targets[epoch] for epoch in found["epoch"].values.tolist()]
+    for name in ("output", "loss"):
+        if not any(name in one.stored.columns for one in each):
+            continue
+        values = np.stack([_column_or_nan(one, name, rows) for one in each])
+        if mean:
+            values = values.mean(1, keepdims=True)
+        found = found.assign({f"target_{name}": (("epoch", "target"), values)})
+    return found
+
+
+def _column_or_nan(split: UnmaskedSplit, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Read some rows of a column of numbers; NaN where this epoch was written without it."""
+    if name not in split.stored.columns:
+        return np.full(len(rows), np.nan)
+    return TakenRows(split.column(name), rows).read(0, len(rows)).astype(np.float64)

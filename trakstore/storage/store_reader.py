@@ -13,6 +13,7 @@ from trakstore.spec import FORMAT_VERSION, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.catalogue import Catalogue, catalogue_of
+from trakstore.storage.feature_array import FeatureArray
 from trakstore.storage.layout import Epoch
 from trakstore.storage.notebook import store_markup
 from trakstore.storage.skipped import SkippedRow, skipped_rows
@@ -144,8 +145,11 @@ class StoreReader:
         ((24, 8), dtype('float32'))
         >>> features.isel(sample=slice(2)).compute().coords["sample_id"].values
         array(['train-0', 'train-1'], dtype=StringDType())
+        >>> store.split(15, "train").to_xarray()["label"].values[:4]  # another column of them
+        array([0, 1, 2, 0])
         """
-        return self.split(epoch, split).to_xarray(allow_missing=allow_missing)[layout.FEATURES]
+        columns = self.split(epoch, split).to_xarray(allow_missing=allow_missing)
+        return FeatureArray(columns[layout.FEATURES])
 
     def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
         """Return the rows of a split, at one epoch, that were bad when they were written.

@@ -39,20 +39,31 @@ class TrainingRun:
         ISO 8601, to the microsecond.
     rank : int
     order : int
-        Number of the run, counted since clocks go wrong: see :func:`next_order`. Of runs of one rank, a
+        Number of the run, from 1, counted since clocks go wrong. Of runs of one rank, a
         later one replaces what an earlier one said of the epochs from its own first on: so a training
         that was stopped goes on from a checkpoint. 0 for a run of format 1.
+    samples : int, optional
+        Size of its data set, where it is known.
+    digest : str, optional
+        Hash of all samples of its data set, in order, where they were read.
     """
 
     name: str
     started: str
     rank: int = 0
     order: int = 0
+    samples: int | None = None
+    digest: str | None = None
 
     @property
     def sort_key(self) -> tuple[int, str, str]:
         """Key that puts earlier runs first; the clock decides between runs that began at once."""
         return self.order, self.started, self.name
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its fields, without those that are not known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def add_part(
         raise TrakStoreError("there are no rows to store")
     columns = {"sample_id": ids, "epoch": epochs, "measures": measures}
     what = {
-        "run": vars(run),
+        "run": run.document,
         "number": number,
         "first_epoch": int(epochs.min()),
         "measures": list(MEASURES),
@@ -132,15 +143,23 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
     return sorted(parts, key=lambda one: (one.first_epoch, one.run.sort_key, one.number))
 
 
-def next_order(location: Location, split: str) -> int:
-    """Return the number of a run that begins now: behind all that have stored something."""
+def earlier_runs(location: Location, split: str) -> list[TrainingRun]:
+    """Return the runs that have stored something, of all ranks, the earliest first."""
     parts = read_parts(location, layout.dynamics_path(split), read_record)
-    return 1 + max((part.run.order for part in parts), default=0)
+    return sorted({part.run for part in parts}, key=lambda run: run.sort_key)
 
 
-_RUN = {"name": text(), "started": text(), "rank": whole(), "order": whole()}
+_RUN = {
+    "name": text(),
+    "started": text(),
+    "rank": whole(),
+    "order": whole(),
+    "samples": whole(),
+    "digest": text(),
+}
+_NOT_IN_ALL = ("order", "samples", "digest")
 _PART = {
-    "run": made_by(lambda told: TrainingRun(**fields(told, _RUN, ("order",), "a run")), "a run"),
+    "run": made_by(lambda told: TrainingRun(**fields(told, _RUN, _NOT_IN_ALL, "a run")), "a run"),
     "number": whole(),
     "first_epoch": whole(),
     "measures": each(text()),
