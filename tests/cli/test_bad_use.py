@@ -356,6 +356,10 @@ FAULTS = {
         "job.checkpoints[1] = {'model': job.checkpoints[1], 'average': job.checkpoints[1]}",
         "checkpoint 1['model'] and checkpoint 1['average'] both hold weights of this model",
     ),
+    "module": (
+        "job.checkpoints[1] = torch.nn.Linear(2, 2)",
+        "checkpoint 1 is a module, Linear, which training may change: give its weights",
+    ),
     "no state": (
         "job.checkpoints[1] = [1, 2]",
         "checkpoint 1 needed a path, a mapping of names to tensors or a function that gives one, got a",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import logging
+import operator
 import os
 import subprocess
 import sys
@@ -376,6 +378,22 @@ def stored(output: Any, where: Path, split: str = "train") -> np.ndarray[Any, An
 
 def weighted(model: Any, batch: Any, weight: Tensor) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1], weight=weight, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (operator.itemgetter(0), operator.itemgetter(1)),
+        (operator.attrgetter("loss"), operator.attrgetter("logits")),
+        (operator.methodcaller("sum", dim=0), operator.methodcaller("sum", dim=1)),
+    ],
+)
+def test_what_a_getter_gets_is_part_of_an_output(one: Any, other: Any) -> None:
+    def reading(get: Any) -> Output:
+        return lambda model, batch: get(model(batch[0]))
+
+    assert code_digest(reading(one)) == code_digest(reading(copy.deepcopy(one)))
+    assert code_digest(reading(one)) != code_digest(reading(other))
 
 
 def test_partials_and_objects_are_outputs(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.features.checkpoints.distributed_folder import METADATA, DistributedFolder
@@ -59,6 +59,11 @@ def opened(checkpoint: Checkpoint, where: str = "the checkpoint") -> list[Stored
             return _of_file(path)
     if isinstance(checkpoint, Mapping):
         return [*state_dicts_within(checkpoint, where)]
+    if isinstance(checkpoint, nn.Module):
+        raise TrakStoreError(
+            f"{where} is a module, {type(checkpoint).__name__}, which training may change: give its "
+            f"weights, as model.state_dict() copied, or a path"
+        )
     if callable(checkpoint):
         return opened(checkpoint(), where)
     raise TrakStoreError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 import re
 import sys
 import types
@@ -37,6 +38,7 @@ __all__ = ["code_digest", "function_name"]
 _SIMPLE = (bool, int, float, complex, str, bytes, range, slice, PurePath, torch.dtype, np.dtype)
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 _RECORDS = (Namespace, types.SimpleNamespace)  # of which all is a user's
+_GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
 _MODULE = frozenset(vars(nn.Module()))  # attributes that torch keeps, ``training`` among them
 
 
@@ -157,6 +159,8 @@ class _Digests:
             )
             yield from (name if isinstance(name, str) else "" for name in names)
             yield self.of(getattr(value, "__wrapped__", None))
+        if isinstance(value, _GETTERS):  # what they get is in no attribute
+            yield self.of(value.__reduce__())
         yield self.of(type(value))
         yield self.of(self._attributes(value))
 
