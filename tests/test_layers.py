@@ -224,7 +224,6 @@ ORDER: dict[str, list[str]] = {
         "mapped_chunks",
         "row_reads",
         "split",
-        "feature_array",
         "sampled_rows",
         "same_samples",
         "masks",

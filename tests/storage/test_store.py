@@ -73,24 +73,6 @@ def test_features_are_labelled_and_lazy(tmp_path: Path) -> None:
     assert store.epochs == (10,) and store.splits == ("train",)
 
 
-def test_features_name_the_way_to_other_columns(tmp_path: Path) -> None:
-    store = ts.FeatureStore.create(tmp_path / "c", projection=ts.ProjectionSpec("sjlt", dim=2))
-    features, labels = np.arange(6, dtype="f").reshape(3, 2), np.array([4, 5, 6])
-    store.write_split(5, "test", features, labels=labels)
-    lazy = store.features(5, "test")
-    message = (
-        r"features have sample, feature, sample_id, and no 'label'; .*to_xarray\(\)\['label'\]"
-    )
-    pickled = pickle.loads(pickle.dumps(lazy))  # noqa: S301
-    for one in (lazy, lazy.isel(sample=[2, 0]), lazy.compute(), pickled):
-        with pytest.raises(NotFoundError, match=message):
-            one["label"]
-        assert one["sample_id"].dims == ("sample",)
-    np.testing.assert_array_equal(store.split(5, "test").to_xarray()["label"], labels)
-    np.testing.assert_array_equal(lazy[1:], features[1:])
-    assert lazy.dtype == np.float32 and lazy.chunks == ((3,), (2,)) and lazy.name == "features"
-
-
 def test_plain_readers_open_it(tmp_path: Path) -> None:
     X = rows_of(20)
     where = tmp_path / "s.zarr"

@@ -13,7 +13,6 @@ from trakstore.spec import FORMAT_VERSION, StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.catalogue import Catalogue, catalogue_of
-from trakstore.storage.feature_array import FeatureArray
 from trakstore.storage.layout import Epoch
 from trakstore.storage.notebook import store_markup
 from trakstore.storage.skipped import SkippedRow, skipped_rows
@@ -126,6 +125,8 @@ class StoreReader:
     def features(self, epoch: Epoch, split: str, *, allow_missing: bool = False) -> xr.DataArray:
         """Return the features of a split: lazy, dims ``("sample", "feature")``, with ``sample_id``.
 
+        Other columns of its samples are in ``store.split(epoch, split).to_xarray()``.
+
         Parameters
         ----------
         epoch, split
@@ -148,8 +149,7 @@ class StoreReader:
         >>> store.split(15, "train").to_xarray()["label"].values[:4]  # another column of them
         array([0, 1, 2, 0])
         """
-        columns = self.split(epoch, split).to_xarray(allow_missing=allow_missing)
-        return FeatureArray(columns[layout.FEATURES])
+        return self.split(epoch, split).to_xarray(allow_missing=allow_missing)[layout.FEATURES]
 
     def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
         """Return the rows of a split, at one epoch, that were bad when they were written.
