@@ -109,7 +109,7 @@ def test_others_are_read(make, tmp_path, monkeypatch):
         ("odd", {"dim": 6}),
         ("wide", {"dtype": "float32"}),
         ("small", {"dtype": "int8"}),
-        ("memory", {"where": "memory://checked"}),
+        ("memory", {"where": "memory://checked-products"}),
     ):
         place = tmp_path / name
         _, other, _ = make(**{"where": place, **how})
