@@ -140,14 +140,17 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     stored, dense = (
         [line for line in lines if f" {how} " in line] for how in ("64 x 2", "dense x 2")
     )
-    assert len(stored) == 21 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
-    assert sum("EK-FAC" in line for line in dense) == 4
+    assert len(stored) == 34 and "trak_scores" in stored[0] and "+0.000 [+0.000" in stored[0]
+    assert [", threshold " in line for line in stored] == 17 * [False, True]
+    assert sum("EK-FAC" in line for line in dense) == 2 * 4
     found = json.loads((tmp_path / "lm.json").read_text())
-    eight = [line for line in lines if "8 bits" in line]
-    assert len(eight) == 2 and all(" 64 x 2 " in line for line in eight)
+    eight = [at for at, line in enumerate(lines) if "8 bits" in line]
+    assert len(eight) == 4 and all(" 64 x 2 " in lines[at] for at in eight)
     assert {one["bytes"] for one in found if "8 bits" in one["name"]} == {2 * 64}
+    gains = [line for line in lines if line.startswith(" ")]
+    assert len(gains) == sum(", threshold " in line for line in lines) > 17
     told = [line for line in lines[1:] if line and "is passed over" not in line]
-    assert len(found) == len(told) and found[0]["bytes"] == 2 * 64 * 4
+    assert len(found) == len(told) - len(gains) and found[0]["bytes"] == 2 * 64 * 4
     assert {"traker", "unprojected_scores, 2 iterations, 64 numbers stored"} <= {
         one["name"] for one in found
     }
@@ -157,7 +160,7 @@ def test_accuracy_on_language_models_is_told_line_by_line(tmp_path: Path) -> Non
     only = run(
         "accuracy.py", "lm", "--small", "--models", "8", "--parts", "bits", "--out", str(tmp_path)
     )
-    assert only == [lines[0], *eight]
+    assert only == [lines[0], *lines[eight[0] : eight[-1] + 2]]
     assert sorted(map(str, json.loads((tmp_path / "lm.json").read_text()))) == sorted(
         map(str, found)
     )

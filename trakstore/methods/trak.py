@@ -89,7 +89,7 @@ def trak_scores(
     soft_threshold : float or "auto"
         s >= 0: each score becomes ``sign(τ)·max(|τ| − s, 0)``, as the paper does for scores of which
         few are not 0; the paper chooses s by cross-validation. ``"auto"``: for each target the median
-        of |τ| over 0.6745, what normal noise of that median would have as standard deviation. Where
+        of ``|τ|`` over 0.6745, what normal noise of that median would have as standard deviation. Where
         few of many samples matter, as for language models, it takes away most of what the projection
         adds (``benchmarks/README.md``); it harms where most samples matter. Train rows beyond 4,096
         are sampled for it, in 64 places.
