@@ -96,6 +96,7 @@ ORDER: dict[str, list[str]] = {
         "from_traker",
     ],
     "storage/checking": [
+        "split_keys",
         "walk",
         "repeated_ids",
         "statements",

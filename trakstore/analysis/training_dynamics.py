@@ -36,13 +36,12 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     -------
     Dataset
         Dimension ``sample`` with the coordinate ``sample_id``, sorted: samples of which a record
-        counts. ``confidence`` and
-        ``variability``: mean and standard deviation over epochs of the probability of the own class;
-        ``correctness``: share of epochs at which it was predicted right; ``forgetting_events``:
-        how often it went from right to wrong; ``first_learned``: first epoch at which it was right,
-        -1 for never; ``aum``: mean over epochs of the own logit less the largest other;
-        ``el2n``: mean over its first 10 epochs of ‖p − y‖; ``loss``: at its last epoch; ``epochs``:
-        how many there are.
+        counts. ``confidence`` and ``variability``: mean and standard deviation over epochs of the
+        probability of the own class; ``correctness``: share of epochs at which it was predicted right;
+        ``forgetting_events``: how often it went from right to wrong; ``first_learned``: first epoch at
+        which it was right, -1 for never; ``aum``: mean over epochs of the own logit less the largest
+        other; ``el2n``: mean over its first 10 epochs of ‖p − y‖; ``loss``: at its last epoch;
+        ``epochs``: how many there are.
 
     Raises
     ------

@@ -46,10 +46,8 @@ def load_images() -> dict[str, Images]:
         When scikit-learn is not installed.
     """
     table = _digits_table()
-    images, labels = (
-        (table[:, :-1].reshape(-1, 8, 8) / 16).astype(np.float32),
-        table[:, -1].astype(int),
-    )
+    images = (table[:, :-1].reshape(-1, 8, 8) / 16).astype(np.float32)
+    labels = table[:, -1].astype(int)
     order = np.random.default_rng(SEED).permutation(len(images))
     rows = {"train": np.sort(order[TEST_ROWS:]), "test": np.sort(order[:TEST_ROWS])}
     return {split: Images(images[ids], labels[ids], ids) for split, ids in rows.items()}

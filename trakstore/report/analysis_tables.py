@@ -19,8 +19,8 @@ def evolution_table(found: xr.Dataset) -> Table:
     """Make a table with a line an epoch, for one target of :func:`trakstore.analysis.evolution`.
 
     With ``label`` (epoch, rank), labels stand in brackets; ``target_output`` and ``target_loss``
-    (epoch,) have columns of their own. ``like before`` is Spearman's correlation
-    with the scores of the epoch before, ``kept`` the share of the list that was in the list before.
+    (epoch,) have columns of their own. ``like before`` is Spearman's correlation with the scores of the
+    epoch before, ``kept`` the share of the list that was in the list before.
     """
     own = [name for name in ("output", "loss") if f"target_{name}" in found]
     table = plain_table("epoch", *own, "mean", "std", "max", "like before", "kept")

@@ -61,9 +61,9 @@ def approximate_top_k(
         As for :func:`top_k`. Its attributes say the ``candidates`` of each list and the ``recall``:
         the share of the exact lists (``recall_k`` entries of ``checked`` targets) that was found when
         the index was built, with ``recall_candidates`` each, where any of equal scores will do; 1
-        where all rows were candidates. It is
-        measured on the largest scores with all train rows: for another order, a selection of rows, or
-        a method that it was not built with, it is NaN and the others are 0.
+        where all rows were candidates. It is measured on the largest scores with all train rows: for
+        another order, a selection of rows, or a method that it was not built with, it is NaN and the
+        others are 0.
 
     Raises
     ------

@@ -132,11 +132,8 @@ def build_index(
     """
     need_scores(scores)
     need_compiler()
-    k, checked, seed = (
-        as_whole(k, "k", 1, max(_ENTRIES, scores.shape[1])),
-        as_whole(checked, "checked", 0),
-        as_whole(seed, "seed", 0),
-    )
+    k = as_whole(k, "k", 1, max(_ENTRIES, scores.shape[1]))
+    checked, seed = as_whole(checked, "checked", 0), as_whole(seed, "seed", 0)
     if not isinstance(anew, bool):
         raise TrakStoreError(f"anew must be True or False, got {anew!r}")
     rows, limit = IndexedRows.of(scores), memory_budget(memory_limit)

@@ -58,11 +58,8 @@ def _differences(own: Rows, like: Rows) -> Iterator[tuple[int, Any, Any]]:
         here, there = own.read(start, stop), like.read(start, stop)
         unlike = here != there if as_texts[0] == as_texts[1] else np.ones(len(here), dtype=bool)
         for row in np.flatnonzero(unlike):
-            yield (
-                start + int(row),
-                here[row : row + 1].tolist()[0],
-                there[row : row + 1].tolist()[0],
-            )
+            one, other = (ids[row : row + 1].tolist()[0] for ids in (here, there))
+            yield start + int(row), one, other
 
 
 def _ids(run: Matrix, side: str) -> Rows | None:

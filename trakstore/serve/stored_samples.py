@@ -50,9 +50,8 @@ class StoredSamples:
 
     def state(self, epochs: Sequence[Epoch]) -> str:
         """Return a digest of the rows at some epochs, and of which of them are masked."""
-        return hashlib.sha256("".join(self._states[one] for one in epochs).encode()).hexdigest()[
-            :12
-        ]
+        states = "".join(self._states[one] for one in epochs)
+        return hashlib.sha256(states.encode()).hexdigest()[:12]
 
     @cached_property
     def _states(self) -> dict[Epoch, str]:

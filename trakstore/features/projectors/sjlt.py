@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.features.projectors import loops
-from trakstore.features.projectors.collecting import Collecting, Listed, Place, SmallPieces
+from trakstore.features.projectors.collecting import Collecting, Listed, Place
 from trakstore.features.projectors.hashing import hash1, hash2, keys
-from trakstore.features.projectors.pieces import Gathered, Memory, Outer, Piece, part
+from trakstore.features.projectors.pieces import Gathered, Memory, Outer, part
 from trakstore.features.projectors.projector import Projector, Sides, remembered
 from trakstore.features.projectors.recent import Recent
 from trakstore.features.projectors.run_shares import share_count
@@ -39,8 +38,9 @@ from trakstore.features.projectors.sheared import (
 from trakstore.features.projectors.sketching import Runs, RunTable, evaluate, plan
 from trakstore.features.projectors.threads import shared
 from trakstore.features.projectors.triton import gathers, usable
-from trakstore.features.projectors.waiting_tiles import TilePlace, WaitingTiles
-from trakstore.features.projectors.waiting_windows import WaitingWindows, WindowLists
+from trakstore.features.projectors.waiting_pieces import WaitingPieces
+from trakstore.features.projectors.waiting_tiles import TilePlace
+from trakstore.features.projectors.waiting_windows import WindowLists
 from trakstore.planning import ranges
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -97,7 +97,7 @@ class SJLT(Projector):
 
     def collecting(self) -> Collecting:
         """See :meth:`Projector.collecting`: on a GPU many pieces are added by one kernel."""
-        return _OnDevice(self, self.add_listed, lambda device: usable(device))
+        return WaitingPieces(self, self.add_listed, lambda device: usable(device))
 
     def add_listed(self, out: Tensor, places: tuple[Place, ...], entries: Tensor) -> None:
         """Add the sketch of rows of some parameters, ``entries (batch, all)``, on a GPU."""
@@ -179,11 +179,9 @@ class SJLT(Projector):
         from trakstore.features.projectors.triton.sparse import add_sketch
 
         scale, factors = 1 / math.sqrt(self.spec.s), self._sides(name, out.device)
+        run = self._first(name) // self.dim
         for copy in range(self.spec.s):
-            add_sketch(
-                *(out, tile, self._keys(name, copy), scale, first_row, index, factors),
-                first_run=self._first(name) // self.dim,
-            )
+            add_sketch(out, tile, self._keys(name, copy), scale, first_row, index, factors, run)
 
     def sheared(self, out: Tensor, outer: Outer) -> tuple[Sheared, torch.dtype] | None:
         """Return how a product is sketched with its rows merged, if that is faster on this device.
@@ -390,34 +388,6 @@ class SJLT(Projector):
             signs, signs2 = self._scaled(name, r, c, signs, self._signs2(name, copy, c))
             tables.append(RunTable(offsets.numpy(), signs.numpy(), signs2.numpy()))
         return tables
-
-
-class _OnDevice(SmallPieces):
-    """Pieces of a backward pass on a GPU: products are not formed where that is slower."""
-
-    def __init__(self, projector: SJLT, *given: Any) -> None:
-        super().__init__(projector, *given)
-        self._sketch, self._windows = projector, WaitingWindows(projector.windows)
-        self._tiles = WaitingTiles(projector)
-
-    def add(self, out: Tensor, piece: Piece) -> None:
-        if not (isinstance(piece, Outer) and self._added(out, piece)):
-            super().add(out, piece)
-
-    def _added(self, out: Tensor, outer: Outer) -> bool:
-        """Let a product wait, sheared or formed; tell whether it does."""
-        chosen = self._sketch.sheared(out, outer)
-        if chosen:
-            self._windows.add(out, outer, *chosen)
-            return True
-        # Factors of a scale are not in the table of those that wait.
-        waits = self._waits(out.device) and not self._sketch.scaled
-        return waits and self._tiles.add(out, outer)
-
-    def finish(self) -> None:
-        self._windows.finish()
-        self._tiles.finish()
-        super().finish()
 
 
 def _rotated(part: Tensor, offsets: Tensor, signs: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from operator import lt, ne
+from operator import ne
 from typing import Any
 
 from trakstore.errors import (
@@ -19,10 +19,11 @@ from trakstore.errors import (
 )
 from trakstore.spec import SplitSpec, StoreSpec
 from trakstore.storage import layout
-from trakstore.storage.arrays import array_documents, column_grid, row_document
+from trakstore.storage.arrays import array_documents, row_document
 from trakstore.storage.backends.chunks import TAIL, intact
 from trakstore.storage.backends.location import Location
 from trakstore.storage.block_checks import Finding, FindingKind
+from trakstore.storage.checking.split_keys import belongs, is_beyond
 from trakstore.storage.claims import claimed
 from trakstore.storage.dropped_rows import dropped_columns, is_dropped
 from trakstore.storage.group_documents import EMPTY, attributes, group_document
@@ -260,8 +261,8 @@ class Walk:
                 self.document(key, wanted, **where)
         if split.dropped and not self.repair:
             self._dropped_chunks(split)
-        for key in self.find(split.path, lambda one: not _belongs(split, one)):
-            if _is_beyond(split, key):
+        for key in self.find(split.path, lambda one: not belongs(split, one)):
+            if is_beyond(split, key):
                 repaired = self.repair and self.abandoned(key)
                 if repaired:
                     self.location.delete([key])
@@ -280,7 +281,7 @@ class Walk:
         """Check a column that leaves rows out: it has chunks for blocks with such rows only."""
         path, size = layout.child(split.path, name), split.spec.block_rows + TAIL
         where = {"epoch": split.epoch, "split": split.name}
-        keys = self.find(path, lambda key: _belongs(split, key))
+        keys = self.find(path, lambda key: belongs(split, key))
         if keys:
             self.document(layout.document_key(path), row_document(split.spec, name), **where)
         for key in keys:
@@ -354,33 +355,6 @@ class Walk:
             gone = list(filter(self.abandoned, self.leftovers))
             self.location.delete(gone)
             self.leftovers = [key for key in self.leftovers if key not in gone]
-
-
-def _belongs(split: Split, key: str) -> bool:
-    """Tell whether a key is one of those that a split of this spec can have."""
-    name, _, rest = layout.below(split.path, key).partition("/")
-    if not rest:
-        return name == layout.DOCUMENT
-    if name not in (*split.columns, layout.WRITTEN, layout.MASKED, layout.SKIPPED):
-        return False
-    if rest == layout.DOCUMENT:
-        return True
-    if name == layout.WRITTEN:
-        return layout.marker_block(rest) is not None or layout.skipped_block(rest) is not None
-    numbers, grid = layout.chunk_numbers(rest), column_grid(split.spec, name)
-    return len(numbers) == len(grid) and all(map(lt, numbers, grid))
-
-
-def _is_beyond(split: Split, key: str) -> bool:
-    """Tell whether a key is a chunk's of a column, but for rows that the split does not have."""
-    name, _, rest = layout.below(split.path, key).partition("/")
-    numbers, grid = layout.chunk_numbers(rest), column_grid(split.spec, name)
-    return (
-        name in (*split.columns, layout.MASKED, layout.SKIPPED)
-        and len(numbers) == len(grid)
-        and numbers[0] >= grid[0]
-        and all(map(lt, numbers[1:], grid[1:]))
-    )
 
 
 def _is_record(document: bytes) -> bool:

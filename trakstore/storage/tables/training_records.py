@@ -39,9 +39,9 @@ class TrainingRun:
         ISO 8601, to the microsecond.
     rank : int
     order : int
-        Number of the run, from 1, counted since clocks go wrong. Of runs of one rank, a
-        later one replaces what an earlier one said of the epochs from its own first on: so a training
-        that was stopped goes on from a checkpoint. 0 for a run of format 1.
+        Number of the run, from 1, counted since clocks go wrong. Of runs of one rank, a later one
+        replaces what an earlier one said of the epochs from its own first on: so a training that was
+        stopped goes on from a checkpoint. 0 for a run of format 1.
     samples : int, optional
         Size of its data set, where it is known.
     digest : str, optional

@@ -143,9 +143,8 @@ def _shear(
                 along = t * by_position
                 if INDEXED:
                     along = tl.load(position_offsets + at, mask=there, other=0)
-                if (
-                    MASKED
-                ):  # beyond the last position no bit is set, nor one of a column that is none
+                # Beyond the last position no bit is set, nor one of a column that is none.
+                if MASKED:
                     bits = tl.load(inside_bits + at, mask=there, other=0)[:, None]
                     found = (bits & bit) != 0
                 else:
@@ -159,7 +158,7 @@ def _shear(
                 half = _write_half(
                     tile, half, signs2, shifts, places, out + b * out_by_sample, tile_r,
                     part * (TILES + 1) + turn, start, c, inside,
-                    rows, ROWS, COLUMNS, TILES, GROUP, WINDOW,
+                rows, ROWS, COLUMNS, TILES, GROUP, WINDOW,
                 )  # fmt: skip
             else:
                 here = out + b * out_by_sample + row.to(tl.int64)[:, None] * columns + c[None, :]
@@ -205,7 +204,7 @@ def _shear_formed(
             half = _write_half(
                 tile, half, signs2, shifts, places, out + b * out_by_sample, tile_r,
                 part * (TILES + 1) + turn, start, c, inside,
-                    rows, ROWS, COLUMNS, TILES, GROUP, WINDOW,
+                rows, ROWS, COLUMNS, TILES, GROUP, WINDOW,
             )  # fmt: skip
     _write_last(
         half, count, out + b * out_by_sample, tile_r, part * (TILES + 1) + count,
@@ -247,7 +246,7 @@ def _write_last(
     half, count, out, tile_r, at, rows,
     ROWS: tl.constexpr, TILES: tl.constexpr, GROUP: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    # Of a single tile both halves are written at once.
+    """Write the second half of the last tile's windows: of a single tile it is written already."""
     if TILES > 1 and count > 0:
         _write(half, out, tile_r, at, rows, ROWS, GROUP, WINDOW // 2)
 
@@ -260,9 +259,8 @@ def _write(
     """Write a half of each group's window, or both, which are one behind the other among all."""
     group = tile_r * (ROWS // GROUP) + tl.arange(0, ROWS // GROUP)
     w = tl.arange(0, numbers.shape[1])
-    place = ((at + w[None, :] // HALF) * (rows // GROUP) + group[:, None]) * HALF + w[
-        None, :
-    ] % HALF
+    half, position = w[None, :] // HALF, w[None, :] % HALF
+    place = ((at + half) * (rows // GROUP) + group[:, None]) * HALF + position
     tl.store(out + place, numbers)
 
 
