@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,7 @@ _ONE_BY_ONE = "_trakstore_one_by_one"
 _NONE: frozenset[str] = frozenset()
 _ALONE = object()
 _HOLDERS = (Tensor, tuple, list)
+_OF_RANKS = ("torch.distributed.", "trakstore.features.sharding.")
 
 
 class Following:
@@ -53,7 +55,8 @@ class Following:
     routed : bool
         Whether that may be because rows were sent somewhere by an index that nothing is known of.
     hooked : bool
-        Whether the model asked for gradients of its activations, which it may change.
+        Whether the model asked for gradients of its activations, which it may change. Layers that ranks
+        share ask for them too, and only to wait for one another.
     decided : list of Tensor, bool, shape (batch,)
         For each question that the model asked of all samples at once: those of them that alone would
         have given another answer.
@@ -280,7 +283,7 @@ class Following:
         if known.name in ("__iter__", "unbind"):
             self.measured(args[0])
         if known.name == "register_hook":
-            self.hooked = True
+            self.hooked |= not (len(args) > 1 and _waits_for_ranks(args[1]))
         if known.name == "__set__" and isinstance(args[1], Tensor):  # x.data = y
             self._write(args[0], LOST, self.claims(args[0]))
         return list(out) if known.name == "__iter__" else out
@@ -364,3 +367,10 @@ class Following:
 def _storage(tensor: Tensor) -> int:
     address: int = tensor.untyped_storage()._cdata
     return address
+
+
+def _waits_for_ranks(hook: Any) -> bool:
+    """Tell whether a hook is one of those that bring shared layers together, by where its code is."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", None)).startswith(_OF_RANKS)
