@@ -330,6 +330,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "cli": [
         "commands",
+        "help_text",
         "options",
         "output",
         "program",

@@ -48,7 +48,7 @@ COMMANDS = (
         "featurize:featurize",
         "Write the features of a job's data sets to a store, going on where an earlier "
         "run stopped.",
-        "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
+        "trakstore featurize jobs.py:digits --store run.zarr",
     ),
     Command(
         "estimate",
@@ -72,7 +72,7 @@ COMMANDS = (
         "score",
         "score:score",
         "Compute the score of every target with every train row, and save the matrix in the store.",
-        "trakstore score run.zarr --targets test --train train --save test-on-train",
+        "trakstore score run.zarr --save test-on-train",
     ),
     Command(
         "drop",
@@ -109,7 +109,7 @@ COMMANDS = (
         "transitions",
         "transitions:transitions",
         "List the train samples whose influence on the targets grew and shrank most.",
-        "trakstore transitions run.zarr --before 100 --after 1000 --null 50,100",
+        "trakstore transitions run.zarr --before 10 --after 100 --null 5,10",
     ),
     Command(
         "groups",
@@ -168,7 +168,7 @@ EVALUATIONS = (
         "evaluate.lds:lds",
         "Compare scores with models that were trained on random subsets: the linear "
         "datamodeling score.",
-        "trakstore evaluate lds run.zarr --models halves --trainer jobs.py:trainer --count 200",
+        "trakstore evaluate lds run.zarr --models halves --trainer jobs.py:new",
     ),
     Command(
         "counterfactual",
@@ -188,7 +188,7 @@ EVALUATIONS = (
         "evaluate.efficiency:efficiency",
         "Measure a job on the first samples of its splits, each combination of sizes in "
         "a new process.",
-        "trakstore evaluate efficiency jobs.py:digits --train-rows 1000 --dim 512 --dim 2048",
+        "trakstore evaluate efficiency jobs.py:digits --dim 512 --dim 2048",
     ),
     Command(
         "stability",
