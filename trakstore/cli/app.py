@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 import trakstore
-from trakstore.cli.commands import COMMANDS, EVALUATIONS
+from trakstore.cli.commands import COMMANDS, EVALUATIONS, NO_RESULT, named_command
 from trakstore.cli.help_text import HelpedCommand, HelpedGroup, paragraphs
 from trakstore.cli.output import error_line, tolerant_streams
 from trakstore.cli.uncollected import uncollected
@@ -136,7 +136,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return _closed_pipe()
     if code == INTERRUPTED:
-        error_line("what was committed is kept; give the same command again", "interrupted")
+        command = named_command(sys.argv[1:] if given is None else given)
+        error_line(NO_RESULT if command is None else command.interrupted, "interrupted")
     return int(code or 0)
 
 
