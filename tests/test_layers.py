@@ -175,6 +175,7 @@ ORDER: dict[str, list[str]] = {
         "own_thresholds",
         "lazy",
         "vanishing",
+        "places",
         "factored",
         "row_parts",
         "streaming",
