@@ -174,6 +174,7 @@ ORDER: dict[str, list[str]] = {
         "own_thresholds",
         "lazy",
         "vanishing",
+        "places",
         "factored",
         "row_parts",
         "streaming",
@@ -329,6 +330,7 @@ ORDER: dict[str, list[str]] = {
     ],
     "cli": [
         "commands",
+        "help_text",
         "options",
         "output",
         "program",
