@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from unittest import mock
 
 import numpy as np
 import pytest
 import reference_projection as reference
 import torch
+from torch import nn
 
+from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
-from trakstore.features.projectors import Outer, Projector, make_projector, waiting_products
+from trakstore.features.outputs import as_output
+from trakstore.features.projectors import (
+    Outer,
+    Projector,
+    make_projector,
+    shared_rights,
+    waiting_products,
+)
 from trakstore.features.projectors import sjlt as sjlt_file
+from trakstore.features.projectors.kronecker import Kronecker
 from trakstore.features.projectors.thin_factors import ThinFactors
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -142,3 +155,108 @@ def test_without_kernels_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sjlt_file, "usable", lambda *_: False)
     _, counts = collected(make_projector(SPEC, PARAMETERS), [product("a")[0], product("b")[0]])
     assert counts == [1, 1]
+
+
+def sharing(first: torch.Tensor, *names: str) -> list[Outer]:
+    """Return products that have a right factor in common, as their layers say."""
+    generator = torch.Generator().manual_seed(5)
+    outers = []
+    for name in dict.fromkeys(names):
+        left = torch.randn(4, 5, 7, generator=generator).to(DEVICE)
+        outers.append(Outer(name, left, lambda a, b: first[a:b], 5, 9, beside=names))
+    return outers
+
+
+@pytest.mark.parametrize(
+    ("names", "products"),
+    [("abc", 1), ("aab", 2), ("ab-", 1)],
+    ids=["three", "one comes twice", "one is not projected"],
+)
+def test_a_right_factor_of_several_is_read_once(names: str, products: int) -> None:
+    shapes = {"a": (7, 9), "b": (7, 9), "c": (7, 9), "-": (7, 1)}
+    projector = make_projector(SPEC, ParameterSpec(tuple(shapes.items())))
+    right = torch.randn(4, 5, 9, device=DEVICE)
+    outers = sharing(right, *names)[: 2 if "-" in names else 3]
+    read = mock.Mock(wraps=shared_rights.times)
+    apart = [one._replace(beside=()) for one in outers]
+    expected, counts = collected(projector, apart)
+    with mock.patch.object(shared_rights, "times", read):
+        got, same = collected(projector, outers)
+    torch.testing.assert_close(got, expected)
+    assert counts == same == [len(outers)]
+    assert read.call_count == (0 if products > 1 else 1)
+
+
+def test_another_factor_in_the_same_place_is_told_from_the_first() -> None:
+    """Layers may be wrong about what they have in common, as memory may be given again."""
+    shapes = {"a": (7, 9), "b": (7, 9)}
+    projector = make_projector(SPEC, ParameterSpec(tuple(shapes.items())))
+    memory = torch.randn(4, 5, 18, device=DEVICE)
+    one, other = memory[:, :, :9], memory[:, :, 9:]
+    first, second = sharing(one, "a", "b")
+    second = second._replace(make_right=lambda a, b: other[a:b])
+    expected, _ = collected(projector, [first, second._replace(beside=())])
+    got, _ = collected(projector, [first, second])
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_factor_is_held_until_all_have_come_and_no_longer() -> None:
+    shapes = {"a": (7, 9), "b": (7, 9)}
+    projector = make_projector(SPEC, ParameterSpec(tuple(shapes.items())))
+    assert isinstance(projector, Kronecker)
+    rights = shared_rights.SharedRights(projector.right_sides)
+    right = torch.randn(4, 5, 9, device=DEVICE)
+    gone = weakref.ref(right)
+    first, second = sharing(right, "a", "b")
+    rights.times(first)
+    del right, first
+    second = second._replace(make_right=partial(_again, second.make_right(0, 4)))
+    rights.times(second)
+    del second
+    gc.collect()
+    assert gone() is None
+
+
+def _again(right: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return right[start:stop]
+
+
+class Heads(nn.Module):
+    """Query, key and value of one input, and a layer of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        attended = torch.softmax(q @ k.mT, -1) @ v
+        out: torch.Tensor = self.o(attended).mean(1)
+        return out
+
+
+def test_layers_of_one_input_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = Heads().eval().to(DEVICE), torch.randn(6, 5, 8, device=DEVICE)
+    labels = torch.arange(6, device=DEVICE) % 8
+    names = tuple(model.state_dict())
+    spec = ProjectionSpec("kronecker", dim=16, side=4)
+    shapes = ParameterSpec(tuple((n, tuple(p.shape)) for n, p in model.named_parameters()))
+    sides, seen = Kronecker.right_sides, []
+
+    def noted(projector: Kronecker, outer: Outer) -> object:
+        found = sides(projector, outer)
+        seen.append((outer.name, found[0]))
+        return found
+
+    monkeypatch.setattr(Kronecker, "right_sides", noted)
+    engine = FactorisedEngine(
+        model, as_output("margin"), dict(model.named_parameters()), make_projector(spec, shapes)
+    )
+    with mock.patch.object(sjlt_file, "usable", lambda *_: False):
+        expected = engine.rows((data, labels)).features
+    assert not seen
+    got = engine.rows((data, labels)).features
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    together = {name: sorted(own) for name, own in seen}
+    attention = [n for n in names if not n.startswith("o")]
+    assert together == {**dict.fromkeys(attention, sorted(attention)), "o.weight": ["o.weight"]}

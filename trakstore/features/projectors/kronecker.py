@@ -20,6 +20,8 @@ from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.products import Side, times
 from trakstore.features.projectors.projector import Projector, Sides, as_matrix, remembered
+from trakstore.features.projectors.recent import Recent
+from trakstore.features.projectors.shared_rights import SharedRights
 from trakstore.features.projectors.sjlt import SJLT
 from trakstore.features.projectors.thin_factors import ThinFactors
 from trakstore.features.projectors.waiting_products import WaitingProducts
@@ -49,6 +51,8 @@ class Kronecker(Projector):
         self._side, self._factors = spec.side or 1, factors
         small = tuple((name, self._small(shape)) for name, shape in self.matrices.items())
         self._sketch = SJLT(spec, ParameterSpec(small))
+        # A model whose layers depend on the data has other ones beside one another in each batch.
+        self._beside = Recent[tuple[tuple[str, ...], torch.device], Side](2 * len(self.shapes))
 
     def of_scaled(self, factors: Mapping[str, Sides]) -> Kronecker:
         """See :meth:`Projector.of_scaled`."""
@@ -89,10 +93,30 @@ class Kronecker(Projector):
             return self._of_rows(piece)
         return self._of_outer(piece) if isinstance(piece, Outer) else self._of_gathered(piece)
 
-    def thin(self, outer: Outer) -> ThinFactors | None:
+    def thin(self, outer: Outer, rights: SharedRights) -> ThinFactors | None:
         """Return the factors of L·G·Rᵀ; None where one of them is not projected."""
         sides = self._sides_of(outer.name, outer.left.device)
-        return self._factors_of(outer) if all(isinstance(one, Side) for one in sides) else None
+        both = all(isinstance(one, Side) for one in sides)
+        return self._factors_of(outer, rights) if both else None
+
+    def right_sides(self, outer: Outer) -> tuple[tuple[str, ...], Side]:
+        """Return the parameters that have a right factor, and the Rᵀ of all of them side by side."""
+        names = tuple(name for name in outer.beside if self._may_share(name, outer))
+        names = names if outer.name in names else (outer.name,)
+        key = names, outer.left.device
+        return names, self._beside.of(key, lambda: self._side_by_side(*key))
+
+    def _may_share(self, name: str, outer: Outer) -> bool:
+        side = self._sides_of(name, outer.left.device)[1]
+        once = outer.beside.count(name) == 1
+        return once and isinstance(side, Side) and len(side.whole) == outer.columns
+
+    def _side_by_side(self, names: tuple[str, ...], device: torch.device) -> Side:
+        sides = [self._sides_of(name, device)[1] for name in names]
+        each = [side for side in sides if isinstance(side, Side)]
+        if len(each) == 1:
+            return each[0]
+        return Side(torch.cat([side.whole for side in each], 1), each[0].unit, {})
 
     def _of_rows(self, rows: Rows) -> Rows:
         left, right = self._sides_of(rows.name, rows.tile.device)
@@ -110,7 +134,7 @@ class Kronecker(Projector):
         first_row = 0 if isinstance(left, Side) else outer.first_row
         return Rows(outer.name, self._factors_of(outer).multiplied(), first_row)
 
-    def _factors_of(self, outer: Outer) -> ThinFactors:
+    def _factors_of(self, outer: Outer, rights: SharedRights | None = None) -> ThinFactors:
         # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
         left, right = self._sides_of(outer.name, outer.left.device)
         own, units = slice(outer.first_row, outer.first_row + outer.rows), [1.0, 1.0]
@@ -120,7 +144,8 @@ class Kronecker(Projector):
             mine = outer.left.to(torch.float32)
             mine = mine if left is None else mine * left[own]
         if isinstance(right, Side):
-            other, units[1] = outer.right_times(0, outer.batch, right)
+            whole = 0, outer.batch, right
+            other, units[1] = rights.times(outer) if rights else outer.right_times(*whole)
         else:
             other = outer.make_right(0, outer.batch).to(torch.float32)
             other = other if right is None else other * right

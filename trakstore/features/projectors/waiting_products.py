@@ -14,6 +14,8 @@ from torch import Tensor
 
 from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.pieces import Outer, Piece, Rows
+from trakstore.features.projectors.products import Side
+from trakstore.features.projectors.shared_rights import SharedRights
 from trakstore.features.projectors.thin_factors import ThinFactors
 
 __all__ = ["WaitingProducts"]
@@ -28,8 +30,11 @@ class TwoSided(Protocol):
     def small(self, piece: Piece) -> Piece:
         """Return the small piece of what a piece is of."""
 
-    def thin(self, outer: Outer) -> ThinFactors | None:
+    def thin(self, outer: Outer, rights: SharedRights) -> ThinFactors | None:
         """Return the factors of a small product; None where one is not in memory of its own."""
+
+    def right_sides(self, outer: Outer) -> tuple[tuple[str, ...], Side]:
+        """Return the parameters that have a right factor, and their sides next to one another."""
 
 
 class _Waiting(NamedTuple):
@@ -50,6 +55,7 @@ class WaitingProducts(Collecting):
 
     def __init__(self, projector: TwoSided, collecting: Collecting) -> None:
         self._sides, self._collecting = projector, collecting
+        self._rights = SharedRights(projector.right_sides)
         self._waiting: dict[object, list[_Waiting]] = {}
         self._bytes = 0
 
@@ -57,7 +63,7 @@ class WaitingProducts(Collecting):
         """Add the projection of a piece to ``out (batch, dim)``, now or when all have come."""
         factors: ThinFactors | None = None
         if isinstance(piece, Outer) and self._collecting.waits(out.device):
-            factors = self._sides.thin(piece)
+            factors = self._sides.thin(piece, self._rights)
         if factors is None:
             self._collecting.add(out, self._sides.small(piece))
         elif factors.bytes > _LARGE:
@@ -84,5 +90,6 @@ class WaitingProducts(Collecting):
 
     def finish(self) -> None:
         """Add what waits."""
+        self._rights.clear()
         self._multiply()
         self._collecting.finish()
