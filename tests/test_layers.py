@@ -79,6 +79,7 @@ ORDER: dict[str, list[str]] = {
         "comparison",
         "store_spec",
         "rounding",
+        "model_settings",
         "split_spec",
     ],
     "spec/projections": [
@@ -314,6 +315,7 @@ ORDER: dict[str, list[str]] = {
         "preparation",
         "spent",
         "watch",
+        "model_settings",
         "first_samples",
         "task",
         "worker",

@@ -25,6 +25,7 @@ from trakstore.features.fingerprint import sampled_rows
 from trakstore.features.first_samples import first_outputs, first_samples
 from trakstore.features.fitness import explained
 from trakstore.features.job import Job
+from trakstore.features.model_settings import ModelSettings, need_same_settings
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.preparation import Preparation, Stopwatch
@@ -98,6 +99,7 @@ class SplitTask:
         selected = select_parameters(job.model, job.parameters)
         sharding.meet()  # a rank that could not load its weights says so here
         watch = WeightWatch(job.model)
+        settings = ModelSettings(job.model, divided=sharding.tensor_parallel)
         clock.lap("weights")
         with ExitStack() as undo:
             undo.callback(watch.give_back)
@@ -133,7 +135,10 @@ class SplitTask:
                 keep_bits=spec.keep_bits,
                 widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
                 block_rows=job.block_rows or 1,
+                settings=settings.unchanged(watch.put_back),
             )
+            if there is not None:
+                need_same_settings(there, epoch, watch.hash, wanted.settings)
             clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
             # Ranks that compute the same samples compute as many of them at once: as many as fit on
