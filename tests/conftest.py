@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -37,6 +38,27 @@ def pytest_configure(config: pytest.Config) -> None:
     if processes > 1:
         threads = max(1, (os.cpu_count() or 1) // processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let the collector of garbage go through what the tests make, and no more.
+
+    Modules and the tests themselves are millions of objects that stay to the end. Going through all of
+    them takes most of a second, and would be done again and again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Show all objects again: what runs at the end asks who refers to them, and frees them."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)
