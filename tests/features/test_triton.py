@@ -16,9 +16,17 @@ import pytest
 import reference_projection as reference
 import torch
 
-from trakstore.features.projectors import SJLT, Gathered, Rademacher, make_projector, triton
+from trakstore.features.projectors import (
+    SJLT,
+    Gathered,
+    Rademacher,
+    make_projector,
+    run_shares,
+    triton,
+)
 from trakstore.features.projectors import rademacher as rademacher_file
 from trakstore.features.projectors import sjlt as sjlt_file
+from trakstore.features.projectors.run_shares import share_count
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
 pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
@@ -136,9 +144,16 @@ def test_tiles_and_gathered_rows_are_scaled(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
-def test_many_programs_add_their_parts(kind: ProjectionKind) -> None:
-    """Enough entries that they are shared out."""
-    shape = (2, 1100) if kind == "rademacher" else (260, 1)
+def test_many_programs_add_their_parts(
+    kind: ProjectionKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enough entries that they are shared out, where a program should have fewer of them."""
+    monkeypatch.setattr(signs, "_STEPS", 4)
+    monkeypatch.setattr(signs, "_PAIRS", 128)
+    monkeypatch.setattr(run_shares, "_STEPS", 28)
+    shape = (2, 150) if kind == "rademacher" else (61, 1)
+    count = signs._shares(8, 300) if kind == "rademacher" else share_count(3, *shape, 8)
+    assert count == 2
     spec = ProjectionSpec(kind, dim=8)
     parameters = ParameterSpec((("w", shape),))
     g = tile(3, *shape)
