@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import trakstore as ts
+from trakstore import analysis, evaluation
 from trakstore.errors import LocationError
 from trakstore.features import featurize
 
@@ -168,6 +169,131 @@ CALLS: dict[str, tuple[Call, str]] = {
     "masked id": (lambda s: s.mask("train", ["a\0"]), "without null characters"),
     "scores": (lambda s: ts.drop_scores(s, "a"), "has no scores 'a'; there are none yet"),
 }
+
+
+MATRIX, HALVES = (
+    np.random.default_rng(0).normal(size=(3, 12)),
+    np.arange(12 * 20).reshape(20, 12) % 2,
+)
+OUTPUTS = np.random.default_rng(1).normal(size=(20, 3))
+SUBSETS = "subsets must be booleans .or 0 and 1., not positions, got"
+EVALUATED: dict[str, tuple[Call, str]] = {
+    "numbers of rows of an LDS": (
+        lambda _: evaluation.lds(MATRIX, np.arange(240).reshape(20, 12), OUTPUTS),
+        SUBSETS,
+    ),
+    "weights of an LDS": (lambda _: evaluation.lds(MATRIX, HALVES * 0.5, OUTPUTS), SUBSETS),  # type: ignore[arg-type]
+    "ragged subsets": (lambda _: evaluation.lds(MATRIX, [[1], [1, 0]], OUTPUTS), SUBSETS),  # type: ignore[arg-type]
+    "numbers of rows of predicted outputs": (
+        lambda _: evaluation.predicted_outputs(MATRIX, np.arange(240).reshape(20, 12)),
+        SUBSETS,
+    ),
+    "numbers of rows of models": (
+        lambda s: evaluation.add_retrained(s, "m", np.arange(240).reshape(20, 12), OUTPUTS),
+        SUBSETS,
+    ),
+    "one subset of models": (
+        lambda s: evaluation.add_retrained(s, "m", True, OUTPUTS),  # type: ignore[arg-type]
+        r"needed subsets \(models, train rows\), got \(\)",
+    ),
+    "numbers of wrong samples": (
+        lambda _: evaluation.detection(np.arange(3.0), [0, 2, 1]),
+        "wrong must be booleans",
+    ),
+    "numbers of aligned targets": (
+        lambda s: analysis.contrast(ts.trak_scores(s), [0, 2, 1], [0, 0, 0]),
+        "aligned must be booleans",
+    ),
+    **{
+        f"labels {labels}": (
+            lambda _, labels=labels: evaluation.plant_noise(labels, 0.5),
+            "labels must be whole numbers from 0, got",
+        )
+        for labels in ([0.7, 1.2], ["a", "b"], [-1, 2], [], [[0, 1]], [0.0, float("nan")])
+    },
+    "labels of fewer classes": (
+        lambda _: evaluation.plant_noise([0, 5], 0.5, classes=2),
+        "labels are from 0 to 1, got 5",
+    ),
+    **{
+        f"labels with NaN of {side}": (
+            lambda s, of=of: analysis.same_class_share(ts.trak_scores(s), *of),
+            f"labels of {side} hold NaN, which is no class",
+        )
+        for side, of in (
+            ("train rows", (np.full(12, np.nan), np.zeros(3))),
+            ("targets", (np.zeros(12), [0, 1, np.nan])),
+        )
+    },
+    **{
+        f"matrix of {name}": (call, "needed scores .target, train.: .* got (list|NoneType)")
+        for name, call in (
+            ("an LDS", lambda _: evaluation.lds(MATRIX.tolist(), HALVES, OUTPUTS)),
+            ("predicted outputs", lambda _: evaluation.predicted_outputs(None, HALVES)),  # type: ignore[arg-type]
+            ("stability", lambda _: evaluation.stability([None, None])),  # type: ignore[list-item]
+            ("gini", lambda _: analysis.gini(None)),  # type: ignore[arg-type]
+            ("own class", lambda _: analysis.same_class_share(None, [0], [0])),  # type: ignore[arg-type]
+            ("removals", lambda s: evaluation.counterfactual(None, None, s, "c")),  # type: ignore[arg-type]
+        )
+    },
+    **{
+        f"scores of {name}": (call, "needed Scores, .* got NoneType")
+        for name, call in (
+            ("contrast", lambda _: analysis.contrast(None, [True], [False])),  # type: ignore[arg-type]
+            ("evolution", lambda _: analysis.evolution(None)),  # type: ignore[arg-type]
+            ("distribution", lambda _: analysis.distribution(None)),  # type: ignore[arg-type]
+            ("trajectories", lambda _: analysis.trajectories(None, [[0]])),  # type: ignore[arg-type]
+            ("transition", lambda _: analysis.transition(None, None)),  # type: ignore[arg-type]
+            ("groups", lambda _: ts.group_scores(None)),  # type: ignore[arg-type]
+        )
+    },
+    "runs": (lambda _: evaluation.stability(3), "two or more runs, got 3"),  # type: ignore[arg-type]
+    "runs that are not finite": (
+        lambda _: evaluation.stability([MATRIX, MATRIX * np.nan]),
+        "the score of target 0 with train row 0 is nan",
+    ),
+    "side": (
+        lambda s: analysis.transition(ts.trak_scores(s), ts.grad_dot_scores(s), k=2).error_rate(
+            "x"
+        ),  # type: ignore[arg-type]
+        "side must be 'gained' or 'lost', got 'x'",
+    ),
+    "masks": (
+        lambda _: evaluation.SubsetPlan(rows=9).masks(5, 2),
+        "stop must be .* 5 or more, got 2",
+    ),
+    "modulus": (lambda _: analysis.modular_addition(0), "modulus must be an integer, 1 or more"),
+    "chosen by a mask": (
+        lambda _: analysis.compare_properties(
+            lambda n: {"a": n}, range(2), np.array([True, False])
+        ),
+        "chosen must be some positions in 0..1",
+    ),
+    "sizes": (
+        lambda s: evaluation.counterfactual(MATRIX, None, s, "c", sizes=3),  # type: ignore[arg-type]
+        "sizes must be a sequence of integers, got 3",
+    ),
+    "targets of removals": (
+        lambda s: evaluation.counterfactual(MATRIX, None, s, "c", sizes=[2], targets=1.5),  # type: ignore[arg-type]
+        "targets must be a sequence of integers, got 1.5",
+    ),
+}
+NOTHING: dict[str, tuple[Call, str]] = {
+    f"{name} of no {what}": (
+        lambda s, call=call, none=none: call(s, ts.trak_scores(s).isel(**none)),
+        f"these scores have no {what}: select one at least",
+    )
+    for what, none in (("targets", {"target": []}), ("train rows", {"train": slice(0, 0)}))
+    for name, call in (
+        ("list", lambda _, scores: ts.top_k(scores, 1)),
+        ("list of an array", lambda _, scores: ts.top_k(scores.to_xarray(), 1)),
+        ("index", lambda _, scores: ts.build_index(scores)),
+        ("save", lambda s, scores: ts.save_scores(scores, s, "a")),
+        ("gini", lambda _, scores: analysis.gini(scores)),
+    )
+    if (name, what) != ("index", "targets")  # an index is of the train rows
+}
+CALLS |= EVALUATED | NOTHING
 
 
 @pytest.mark.parametrize("case", CALLS)

@@ -1,4 +1,4 @@
-"""Numbers as people give them: of Python, NumPy or torch, as Python's own.
+"""Numbers, flags and choices as people give them, checked; numbers become Python's own.
 
 Python's own numbers are what documents hold, and what compares equal with what was stored.
 """
@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 
@@ -51,6 +55,28 @@ def as_whole(
             return number
     wanted = needed or "must be an integer" + _range(least, most)
     raise TrakStoreError(f"{name} {wanted}, got {shown(value)}")
+
+
+def as_wholes(values: Any, name: str) -> list[int]:
+    """Return a sequence of whole numbers as a list of ``int``.
+
+    Raises
+    ------
+    TrakStoreError
+        When it is no sequence, or something in it is no whole number.
+
+    Examples
+    --------
+    >>> as_wholes(np.arange(3), "sizes")
+    [0, 1, 2]
+    >>> as_wholes(3, "sizes")
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: sizes must be a sequence of integers, got 3
+    """
+    needed = "must be a sequence of integers"
+    if not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise TrakStoreError(f"{name} {needed}, got {shown(values)}")
+    return [as_whole(value, name, needed=needed) for value in values]
 
 
 def as_number(
@@ -98,6 +124,64 @@ def as_number(
     span = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
     wanted = needed or f"must be a {f'number {span}' if span else 'finite number'}"
     raise TrakStoreError(f"{name} {wanted}, got {shown(value)}")
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """Return a flag as a ``bool``; text, numbers and None are none, whose truth is not their meaning.
+
+    Examples
+    --------
+    >>> as_flag(True, "repair")
+    True
+    >>> as_flag("no", "repair")
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: repair must be True or False, got 'no'
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TrakStoreError(f"{name} must be True or False, got {shown(value)}")
+
+
+def as_mask(values: Any, name: str) -> NDArray[np.bool_]:
+    """Return booleans, or zeros and ones, as an array of bool of the same shape.
+
+    Raises
+    ------
+    TrakStoreError
+        For anything else: of positions, or of weights, the truth is not their meaning.
+
+    Examples
+    --------
+    >>> as_mask([[0, 1], [1, 1]], "subsets").tolist()
+    [[False, True], [True, True]]
+    >>> as_mask([0, 2], "subsets")
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: subsets must be booleans (or 0 and 1), not positions, got [0, 2]
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors that hold a gradient
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind == "b":
+        return array
+    if array.dtype.kind in "iuf" and ((array == 0) | (array == 1)).all():
+        return array.astype(bool)
+    raise TrakStoreError(
+        f"{name} must be booleans (or 0 and 1), not positions, got {shown(values)}"
+    )
+
+
+def is_one_of(value: Any, choices: Iterable[str]) -> bool:
+    """Tell whether a value is one of some names; anything but a text is none of them.
+
+    An array cannot be asked by ``in``: it has no one truth.
+
+    Examples
+    --------
+    >>> is_one_of("largest", ("largest", "smallest")), is_one_of(np.ones(2), ("largest",))
+    (True, False)
+    """
+    return isinstance(value, str) and value in tuple(choices)
 
 
 def is_whole(value: Any) -> bool:

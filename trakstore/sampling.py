@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.quantities import as_number, as_whole
+from trakstore.quantities import as_mask, as_number, as_whole
 
 LEVEL = 0.95  # coverage of the interval of an estimate, which is normal
 
@@ -105,6 +105,8 @@ class SubsetPlan:
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Rows that models start..stop are trained on, shape (stop - start, rows)."""
+        start = as_whole(start, "start", 0)
+        stop = as_whole(stop, "stop", start)
         masks = np.zeros((stop - start, self.rows), dtype=bool)
         for mask, subset in zip(masks, self.subsets(start, stop).tolist(), strict=True):
             # A stream of its own for each subset: which one it is, not what was drawn before, decides.
@@ -193,7 +195,7 @@ def estimate_mean(
     if given.shape != sample.positions.shape:
         raise TrakStoreError(f"values have shape {given.shape}, needed {sample.positions.shape}")
     rows = len(sample.strata)
-    group = np.ones(rows, dtype=bool) if within is None else np.asarray(within, dtype=bool)
+    group = np.ones(rows, dtype=bool) if within is None else as_mask(within, "a group")
     if group.shape != (rows,) or not group.any():
         raise TrakStoreError(f"a group is a boolean for each of {rows} rows, at least one true")
     count, given = int(group.sum()), given * group[sample.positions]

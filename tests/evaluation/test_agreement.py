@@ -82,3 +82,15 @@ def test_ids_of_data_arrays_count() -> None:
         SpecMismatchError, match=r"scores 2 have train row 2 of sample 4, .* 3 there"
     ):
         stability(runs, top_k=2)
+
+
+def test_a_target_of_equal_scores_counts_as_no_correlation() -> None:
+    scores = np.random.default_rng(0).normal(size=(4, 30))
+    flat = scores.copy()
+    flat[1] = 0
+    assert stability([scores, flat])["spearman"] == pytest.approx(3 / 4)
+
+
+def test_runs_that_come_one_after_the_other() -> None:
+    scores = np.random.default_rng(0).normal(size=(4, 30))
+    assert stability(one for one in (scores, scores))["spearman"] == pytest.approx(1)  # type: ignore[arg-type]

@@ -133,3 +133,11 @@ def test_ridge_regression_is_nearly_linear_in_its_samples(
     found = lds(scores, models["subset"].values, models["output"].values)
     assert found.low > 0.95
     assert lds(-np.asarray(scores), models["subset"].values, models["output"].values).mean < -0.95
+
+
+def test_subsets_of_zeros_and_ones_are_those_of_booleans(rng: np.random.Generator) -> None:
+    scores, subsets = rng.normal(size=(3, 20)), rng.random((40, 20)) < 0.5
+    outputs = rng.normal(size=(40, 3))
+    wanted = lds(scores, subsets, outputs).per_target
+    for given in (subsets.astype(int), subsets.astype(np.float32), subsets.tolist()):
+        assert np.array_equal(lds(scores, given, outputs).per_target, wanted)  # type: ignore[arg-type]

@@ -155,3 +155,14 @@ def test_repr_and_copy(make_scores):
     assert repr(scores) == "<Scores test (target: 9, train: 101), epochs 1, 5>"
     with pytest.raises(ValueError, match="copy=False"):
         np.array(scores, copy=False)
+
+
+@pytest.mark.parametrize("none", [{"target": []}, {"train": slice(0, 0)}])
+def test_a_lazy_array_of_no_rows(make_scores, none):
+    scores, _ = make_scores()
+    some = scores.isel(**none)
+    lazy = some.to_xarray()
+    assert lazy.shape == some.shape
+    assert lazy.load().size == 0
+    assert lazy["train_id"].dtype == scores.train_ids.dtype
+    assert lazy["target_id"].dtype == scores.target_ids.dtype

@@ -92,9 +92,11 @@ def compare_properties(
     """
     draws, seed = as_whole(draws, "draws", 1), as_whole(seed, "seed", 0)
     names, values = _table([dict(describe(sample)) for sample in samples])
-    rows = np.asarray(chosen, dtype=np.int64).reshape(-1)
-    inside = (rows >= 0) & (rows < len(values))
-    if not rows.size or len(np.unique(rows)) < rows.size or not inside.all():
+    rows = np.asarray(chosen).reshape(-1)
+    # A mask, or fractions, would become positions of other samples.
+    whole = rows.size > 0 and rows.dtype.kind in "iu"
+    inside = whole and bool(((rows >= 0) & (rows < len(values))).all())
+    if not inside or len(np.unique(rows)) < rows.size:
         raise TrakStoreError(
             f"chosen must be some positions in 0..{len(values) - 1}, each once, got {rows.tolist()[:9]}"
         )
@@ -113,11 +115,17 @@ def compare_properties(
 def modular_addition(modulus: int) -> Describe:
     """Make a function that gives properties of samples ``(a, b, ...)`` of a + b modulo ``modulus``.
 
+    Raises
+    ------
+    TrakStoreError
+        A modulus that is no integer from 1.
+
     Examples
     --------
     >>> modular_addition(7)((3, 5))["carries"], modular_addition(7)((3, 5))["sum"]
     (True, 1)
     """
+    modulus = as_whole(modulus, "modulus", 1)
 
     def describe(sample: Any) -> dict[str, float | bool | str]:
         a, b = (int(one) for one in sample[:2])

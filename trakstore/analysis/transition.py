@@ -16,8 +16,8 @@ from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import taken_rows, whole_column
 from trakstore.planning import human_bytes
-from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores
+from trakstore.quantities import as_whole, is_one_of, shown
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.same_rows import need_same_rows
 from trakstore.scores.saving import scores_token
 
@@ -75,7 +75,14 @@ class Transition:
         """Expected share of the list ``side`` that is there by chance; NaN without a null.
 
         It is the largest ``q`` in the list.
+
+        Raises
+        ------
+        TrakStoreError
+            A side of another name.
         """
+        if not is_one_of(side, ("gained", "lost")):
+            raise TrakStoreError(f"side must be 'gained' or 'lost', got {shown(side)}")
         return float(getattr(self, side)["q"].max(skipna=False))
 
 
@@ -213,8 +220,10 @@ def _remaining_limit(columns: int, memory_limit: int | str | None) -> int:
 
 def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
     """Return k, once the scores, the scale and k go together."""
-    if scale not in get_args(Scale):
+    if not is_one_of(scale, get_args(Scale)):
         raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
+    for one in (one for pair in pairs for one in pair):
+        need_scores(one)
     shapes = {one.shape for pair in pairs for one in pair}
     if len(shapes) > 1:
         raise TrakStoreError(f"scores to compare must have the same shape, got {sorted(shapes)}")

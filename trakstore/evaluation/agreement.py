@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_whole, shown
 from trakstore.scores.rank_correlation import spearman
+from trakstore.scores.running_lists import check_finite
 from trakstore.scores.same_rows import need_same_rows
-from trakstore.scores.windows import Matrix, target_windows
+from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
 # p of rank-biased overlap: with 0.9, 86% of its weight is on the first ten.
 PERSISTENCE = 0.9
@@ -35,7 +36,8 @@ def stability(
     Returns
     -------
     dict
-        Means over targets and pairs of runs: ``spearman`` of all scores; ``jaccard`` of the first
+        Means over targets and pairs of runs: ``spearman`` of all scores, 0 for a target whose scores
+        are all equal in one of the runs; ``jaccard`` of the first
         ``top_k``; ``rank_biased_overlap`` of the first ``top_k``,
         :math:`(1 - p) \sum_d p^{d-1} |A_d \cap B_d| / d` with p = 0.9, divided by its value for
         equal lists.
@@ -44,6 +46,8 @@ def stability(
     ------
     TrakStoreError
         Fewer than two runs, shapes that differ, a ``top_k`` outside of 1..n.
+    NumericsError
+        Scores that are not finite.
     SpecMismatchError
         Ids that differ: runs of other samples, or of the same in another order.
 
@@ -58,6 +62,11 @@ def stability(
     >>> sorted(agreement), stability([scores, scores], top_k=5)["spearman"]
     (['jaccard', 'rank_biased_overlap', 'spearman'], 1.0)
     """
+    if not isinstance(runs, Iterable):
+        raise TrakStoreError(f"needed the scores of two or more runs, got {shown(runs)}")
+    runs = list(runs)
+    for run in runs:
+        need_matrix(run)
     shapes = {tuple(run.shape) for run in runs}
     if len(runs) < 2 or len(shapes) > 1:
         raise TrakStoreError(
@@ -70,8 +79,12 @@ def stability(
     values: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}
     # All runs have one shape and one limit, so that their windows are of the same targets.
     for window in zip(*(target_windows(run, memory_limit) for run in runs), strict=True):
+        for start, _, rows in window:
+            check_finite(rows, start, np.arange(columns))
         for (_, _, a), (_, _, b) in combinations(window, 2):
-            values["spearman"] += spearman(a, b).tolist()
+            # Of equal scores there is no correlation. They count as 0, as in an LDS: left out, they
+            # would make runs look alike that agree on nothing else.
+            values["spearman"] += np.nan_to_num(spearman(a, b), nan=0.0).tolist()
             lists = [np.argsort(-rows, axis=1, kind="stable")[:, :top_k] for rows in (a, b)]
             for one, other in zip(*lists, strict=True):
                 values["jaccard"].append(_jaccard(one, other))

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
 from trakstore.planning import ranges
-from trakstore.quantities import as_number, as_whole
+from trakstore.quantities import as_mask, as_number, as_whole
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.running_lists import check_finite
-from trakstore.scores.windows import Matrix, target_windows
+from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
 F64 = NDArray[np.float64]
 _COLUMNS = 2**14  # train rows whose subsets are made numbers at once
@@ -123,7 +123,8 @@ def lds(
     Raises
     ------
     TrakStoreError
-        Shapes that do not go together, fewer than three different subsets.
+        Shapes that do not go together, fewer than three different subsets, subsets of anything but
+        booleans or 0 and 1.
     NumericsError
         Outputs or scores that are not finite.
 
@@ -144,7 +145,8 @@ def lds(
     """
     level = as_number(level, "level", above=0, most=1)
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
-    subsets, truth = _averaged(np.asarray(subsets, dtype=bool), np.asarray(outputs, np.float64))
+    need_matrix(scores)
+    subsets, truth = _averaged(as_mask(subsets, "subsets"), np.asarray(outputs, np.float64))
     if truth.shape[1] != scores.shape[0]:
         raise TrakStoreError(
             f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
@@ -214,7 +216,7 @@ def predicted_outputs(
     Raises
     ------
     TrakStoreError
-        For subsets of another number of train rows.
+        For subsets of another number of train rows, or of anything but booleans or 0 and 1.
     NumericsError
         For scores that are not finite.
 
@@ -224,6 +226,8 @@ def predicted_outputs(
     >>> predicted_outputs(scores, np.array([[True, False, True], [False, True, False]]))
     array([[5., 2.]])
     """
+    need_matrix(scores)
+    subsets = as_mask(subsets, "subsets")
     if subsets.ndim != 2 or subsets.shape[1] != scores.shape[1]:
         raise TrakStoreError(
             f"scores of {scores.shape} need subsets of {scores.shape[1]} train rows, got an array "

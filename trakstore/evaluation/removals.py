@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.retraining import Trainer, retrain
 from trakstore.passes.rows import whole_column
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_whole, as_wholes
 from trakstore.scores.factored import Scores
 from trakstore.scores.top_k import top_k
-from trakstore.scores.windows import Matrix, need_labels
+from trakstore.scores.windows import Matrix, need_labels, need_matrix
 from trakstore.storage.backends.location import Where
 from trakstore.storage.store import FeatureStore
 
@@ -142,8 +142,11 @@ def counterfactual(
     >>> found["change"].sel(removal="top").values[0].round(2).tolist()
     [0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
     """
-    chosen = np.arange(scores.shape[0]) if targets is None else np.asarray(targets, dtype=np.int64)
-    sizes = [as_whole(size, "a size") for size in sizes]
+    need_matrix(scores)
+    chosen = np.arange(scores.shape[0])
+    if targets is not None:
+        chosen = np.array(as_wholes(targets, "targets"), dtype=np.int64)
+    sizes = as_wholes(sizes, "sizes")
     repeats, seed = as_whole(repeats, "repeats", 1), as_whole(seed, "seed", 0)
     _check(scores.shape, chosen, sizes)
     lists = _top_lists(scores, chosen, max(sizes), memory_limit)

@@ -15,7 +15,7 @@ from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.named import blamed_on
 from trakstore.passes.dask_cluster import active_client, cluster_errors
 from trakstore.planning import ranges
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_mask, as_whole
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
 from trakstore.storage.columns import narrowed_column
@@ -181,7 +181,8 @@ def add_retrained(
     Raises
     ------
     TrakStoreError
-        Shapes that do not go together, or with those that are there.
+        Shapes that do not go together, or with those that are there; subsets of anything but
+        booleans or 0 and 1.
     SpecMismatchError
         The name is that of models of a plan.
     NumericsError
@@ -193,11 +194,12 @@ def add_retrained(
     >>> add_retrained("memory://elsewhere", "halves", subsets, np.ones((5, 6))).sizes
     Frozen({'model': 5, 'train': 24, 'target': 6})
     """
-    location, subset = location_of(store, create=True), np.asarray(subsets, dtype=bool)
-    output = _checked(np.asarray(outputs), len(subset))
-    plan = {"rows": int(subset.shape[-1]), "targets": output.shape[1]}
+    subset = as_mask(subsets, "subsets")
     if subset.ndim != 2:
         raise TrakStoreError(f"needed subsets (models, train rows), got {subset.shape}")
+    output = _checked(np.asarray(outputs), len(subset))
+    plan = {"rows": int(subset.shape[1]), "targets": output.shape[1]}
+    location = location_of(store, create=True)
     with claimed(location, evaluation_path(name), "add models"):
         parts = model_parts(location, name)
         _check_plan(parts, name, plan)

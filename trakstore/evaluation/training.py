@@ -23,7 +23,7 @@ from trakstore.evaluation.retraining import Retrained
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.reading import read_sample
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_mask, as_whole
 
 # The docs have a page of this module, which shows these names.
 __all__ = ["SubsetTrainer"]
@@ -135,7 +135,7 @@ class SubsetTrainer:
         TrakStoreError
             Subsets of another number of rows, or empty ones.
         """
-        count = dataset_rows(self.train)
+        count, subsets = dataset_rows(self.train), as_mask(subsets, "subsets")
         if subsets.ndim != 2 or subsets.shape[1] != count or not subsets.any(axis=1).all():
             raise TrakStoreError(
                 f"needed subsets of {count} train rows, none empty, got shape {subsets.shape}"

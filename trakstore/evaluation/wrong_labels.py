@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
-from trakstore.quantities import as_number, as_whole
+from trakstore.quantities import as_mask, as_number, as_whole, shown
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def detection(
     1.0
     """
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
-    values, mask = np.asarray(scores, dtype=np.float64), np.asarray(wrong, dtype=bool)
+    values, mask = np.asarray(scores, dtype=np.float64), as_mask(wrong, "wrong")
     if values.ndim != 1 or mask.shape != values.shape or not 0 < mask.sum() < len(mask):
         raise TrakStoreError(
             f"needed a score and a boolean for each sample, some true and some not, got "
@@ -114,7 +114,8 @@ def plant_noise(
     Raises
     ------
     TrakStoreError
-        A share outside of (0, 1), or fewer than two classes.
+        A share outside of (0, 1), fewer than two classes, labels that are no whole numbers from 0
+        to the last class.
 
     Examples
     --------
@@ -122,17 +123,31 @@ def plant_noise(
     >>> (noisy != [0, 1, 0, 1]).tolist() == wrong.tolist(), int(wrong.sum())
     (True, 2)
     """
-    given = np.asarray(labels, dtype=np.int64)
+    given = _whole_labels(labels)
     count = int(given.max()) + 1 if classes is None else as_whole(classes, "classes")
     share, seed = as_number(share, "share"), as_whole(seed, "seed", 0)
     if not 0 < share < 1 or count < 2:
         raise TrakStoreError(f"needed a share in (0, 1) and two classes, got {share} and {count}")
+    if given.max() >= count:
+        raise TrakStoreError(f"labels are from 0 to {count - 1}, got {int(given.max())}")
     rng = np.random.default_rng(seed)
     wrong = np.zeros(len(given), dtype=bool)
     wrong[rng.choice(len(given), round(share * len(given)), replace=False)] = True
     # A step of 1 to classes - 1 around the circle of classes reaches every other class alike.
     other = (given + rng.integers(1, count, len(given))) % count
     return np.where(wrong, other, given), wrong
+
+
+def _whole_labels(labels: Any) -> NDArray[np.int64]:
+    """Return labels as integers; a :class:`TrakStoreError` for any that rounding would change."""
+    try:
+        given = np.asarray(labels)
+    except ValueError:  # ragged lists
+        given = np.empty(0)
+    whole = given.ndim == 1 and given.size > 0 and given.dtype.kind in "biuf"
+    if not whole or (given != np.floor(given)).any() or given.min() < 0:
+        raise TrakStoreError(f"labels must be whole numbers from 0, got {shown(labels)}")
+    return given.astype(np.int64)
 
 
 def _auc(bad: NDArray[np.float64], good: NDArray[np.float64]) -> float:

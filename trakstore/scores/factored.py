@@ -395,3 +395,16 @@ def need_scores(got: object) -> None:
             f"needed Scores, as trak_scores and the like give them, got {type(got).__name__}; a matrix "
             f"goes in as xarray.DataArray(matrix, dims=('target', 'train')) where top_k is asked"
         )
+
+
+def need_some_scores(got: Any) -> None:
+    """Raise a :class:`TrakStoreError` for scores without targets or without train rows."""
+    if not got.shape[0]:
+        raise TrakStoreError("these scores have no targets: select one at least")
+    need_train_rows(got)
+
+
+def need_train_rows(got: Any) -> None:
+    """Raise a :class:`TrakStoreError` for scores without train rows."""
+    if not got.shape[1]:
+        raise TrakStoreError("these scores have no train rows: select one at least")

@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import DamagedError, TrakStoreError
+from trakstore.errors import DamagedError
 from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.passes.scheduler import tile_rows
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine, on_terminal
-from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.quantities import as_flag, as_whole
+from trakstore.scores.factored import Scores, need_scores, need_train_rows
 from trakstore.scores.index_recall import has_fallen, measured
 from trakstore.scores.index_rows import IndexedRows, indexed_rows
 from trakstore.scores.parts import F32
@@ -120,11 +120,11 @@ def build_index(
     (24, 4)
     """
     need_scores(scores)
+    need_train_rows(scores)
     need_compiler()
     k = as_whole(k, "k", 1, max(_ENTRIES, scores.shape[1]))
     checked, seed = as_whole(checked, "checked", 0), as_whole(seed, "seed", 0)
-    if not isinstance(anew, bool):
-        raise TrakStoreError(f"anew must be True or False, got {anew!r}")
+    anew = as_flag(anew, "anew")
     every, limit = indexed_rows(scores), memory_budget(memory_limit)
     if checked:
         few = scores.isel(target=slice(0, checked))

@@ -28,6 +28,8 @@ def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
     The graph is made by hand, so that each window of rows, which costs a solve, is one task that all
     its blocks share.
     """
+    if 0 in source.shape:
+        return _empty(source.shape, np.dtype(np.float32))
     tops, lefts = list(ranges(source.shape[0], rows)), list(ranges(source.shape[1], columns))
     # Equal scores have equal names, by which Dask knows a block that it has already.
     token = tokenize(source, rows, columns)
@@ -43,6 +45,8 @@ def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
 
 def lazy_column(column: Rows, size: int) -> da.Array:
     """Return a one-dimensional array of blocks of ``size`` rows."""
+    if not column.shape[0]:
+        return _empty(column.shape, column.dtype)
     pieces = list(ranges(column.shape[0], size))
     name = f"column-{tokenize(column.token, size)}"
     # The column is one entry of the graph, to which all blocks refer.
@@ -51,6 +55,12 @@ def lazy_column(column: Rows, size: int) -> da.Array:
         graph[(name, at)] = (_read, f"origin-{name}", *piece)
     layers = HighLevelGraph.from_collections(name, graph, dependencies=[])
     return da.Array(layers, name, (_lengths(pieces),), dtype=column.dtype)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> da.Array:
+    """Return an array without values: Dask takes no dimension that is cut into no blocks."""
+    empty: da.Array = da.from_array(np.empty(shape, dtype), chunks=-1)
+    return empty
 
 
 def _lengths(pieces: list[tuple[int, int]]) -> tuple[int, ...]:

@@ -20,8 +20,9 @@ from trakstore.errors import (
 )
 from trakstore.passes.rows import Rows
 from trakstore.planning import CHUNK_BYTES, ranges
+from trakstore.quantities import as_flag, is_one_of
 from trakstore.scores.entries import check_kept, save_above, save_top
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores, need_scores, need_some_scores
 from trakstore.scores.save import Begun, Save, narrowed
 from trakstore.scores.streaming import for_each_tile
 from trakstore.scores.window_plans import plan_windows
@@ -99,8 +100,10 @@ def save_scores(
     Frozen({'target': 6, 'rank': 5})
     """
     need_scores(scores)
-    if dtype not in ("float32", "float16"):
+    need_some_scores(scores)
+    if not is_one_of(dtype, ("float32", "float16")):
         raise TrakStoreError(f"scores are saved as float32 or float16, got {dtype!r}")
+    overwrite = as_flag(overwrite, "overwrite")
     top, threshold = check_kept(scores, top, threshold)
     if not overwrite:
         check_new_name(store, name)

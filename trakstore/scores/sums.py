@@ -15,7 +15,8 @@ from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Pass
 from trakstore.passes.rows import ArrayRows, Rows, whole_column
 from trakstore.passes.scheduler import WAITING, tile_rows
-from trakstore.scores.factored import Scores
+from trakstore.quantities import is_one_of
+from trakstore.scores.factored import Scores, need_scores
 
 Grouping: TypeAlias = Literal["label"] | Sequence[Any] | NDArray[Any] | None
 How: TypeAlias = Literal["sum", "mean"]
@@ -70,7 +71,8 @@ def group_scores(
            [-0.2,  0.9,  0.1],
            [-0. ,  0.3,  0.7]], dtype=float32)
     """
-    if how not in get_args(How):
+    need_scores(scores)
+    if not is_one_of(how, get_args(How)):
         raise TrakStoreError(f"how must be 'sum' or 'mean', got {how!r}")
     if scores.soft_threshold:
         raise TrakStoreError("scores with a soft threshold are not linear: group them without it")
@@ -128,7 +130,10 @@ def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
                 f"{count} rows; got {given!r}"
             )
         given = whole_column(labels)
-    groups = np.asarray(given)
+    try:
+        groups = np.asarray(given)
+    except ValueError:  # ragged lists
+        groups = np.empty(0)
     if groups.shape != (count,):
         raise TrakStoreError(
             f"{side}= has shape {groups.shape}, needed a group for each of {count}"

@@ -19,8 +19,8 @@ from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, together
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
-from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.quantities import as_whole, is_one_of
+from trakstore.scores.factored import Scores, need_scores, need_some_scores
 from trakstore.scores.running_lists import (
     NOWHERE,
     STATE_BYTES,
@@ -179,10 +179,9 @@ class SelectPass(WindowPass[list["Running | DeviceLists"], list[Lists]]):
 
 
 def need_targets(scores: Scores) -> None:
-    """Raise a :class:`TrakStoreError` for anything but scores of one target or more."""
+    """Raise a :class:`TrakStoreError` for anything but scores of one target and train row or more."""
     need_scores(scores)
-    if not scores.shape[0]:
-        raise TrakStoreError("these scores have no targets: select one at least")
+    need_some_scores(scores)
 
 
 def check_request(k: int, columns: int, order: Order) -> int:
@@ -193,7 +192,7 @@ def check_request(k: int, columns: int, order: Order) -> int:
     TrakStoreError
         An unknown order, or a k that is not in 1..columns.
     """
-    if order not in get_args(Order):
+    if not is_one_of(order, get_args(Order)):
         raise TrakStoreError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
     return as_whole(k, "k", 1, columns, needed=f"must be in 1..{columns} (the train rows)")
 
@@ -238,6 +237,7 @@ def _top_k_of_array(
     if set(array.dims) != {"target", "train"}:
         raise TrakStoreError(f"top_k needs the dimensions (target, train), got {array.dims}")
     array = array.transpose("target", "train")
+    need_some_scores(array)
     k = check_request(k, array.sizes["train"], order)
     data = da.asarray(array.data)
     data = data if data.dtype.kind == "f" else data.astype(np.float64)

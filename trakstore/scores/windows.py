@@ -12,11 +12,24 @@ from numpy.typing import NDArray
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
-from trakstore.scores.factored import Scores
+from trakstore.scores.factored import Scores, need_some_scores
 
 Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]
 # Bytes for each score of a window: as computed, as float64, sorted, and scratch.
 _COPIES = 40
+
+
+def need_matrix(got: Any) -> None:
+    """Raise a :class:`TrakStoreError` for what is no matrix of scores (target, train)."""
+    lazy = hasattr(got, "shape") and hasattr(got, "isel")
+    if not lazy and not isinstance(got, np.ndarray):
+        raise TrakStoreError(
+            f"needed scores (target, train): Scores, a DataArray or a NumPy array, got "
+            f"{type(got).__name__}"
+        )
+    if len(got.shape) != 2:
+        raise TrakStoreError(f"scores have the shape (target, train), got {got.shape}")
+    need_some_scores(got)
 
 
 def target_windows(
@@ -62,13 +75,25 @@ def window_ranges(
 def need_labels(
     scores: Matrix, train_labels: Any, target_labels: Any
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the classes of train rows and of targets; a :class:`TrakStoreError` for other lengths."""
+    """Return the classes of train rows and of targets.
+
+    Raises
+    ------
+    TrakStoreError
+        For labels of other lengths, and for NaN, which is of no class, not even of its own.
+    """
+    need_matrix(scores)
     train, target = np.asarray(train_labels), np.asarray(target_labels)
     if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
         raise TrakStoreError(
             f"scores of {scores.shape} need labels of these lengths, got {target.shape} of targets "
             f"and {train.shape} of train rows"
         )
+    for side, labels in (("train rows", train), ("targets", target)):
+        if labels.dtype.kind in "fc" and np.isnan(labels).any():
+            raise TrakStoreError(
+                f"labels of {side} hold NaN, which is no class: leave those rows out of the scores"
+            )
     return train, target
 
 
@@ -78,5 +103,6 @@ def by_target(
     memory_limit: int | str | None = None,
 ) -> NDArray[np.float64]:
     """Compute a function of whole rows, one number a target."""
+    need_matrix(scores)
     windows = target_windows(scores, memory_limit)
     return np.concatenate([function(rows) for _, _, rows in windows])

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, error_context
+from trakstore.quantities import as_flag
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, row_document
 from trakstore.storage.claims import claimed
@@ -146,8 +147,7 @@ def mask_samples(
         When ``masked`` is not a boolean, or a row is to be taken in again that was bad when it was
         written.
     """
-    if not isinstance(masked, bool | np.bool_):
-        raise TrakStoreError(f"masked must be True or False, got {masked!r}")
+    masked = as_flag(masked, "masked")
     wanted, changed = np.unique(as_ids(ids)), 0
     rows = [_positions(split, wanted) for split in splits]
     if not masked:
