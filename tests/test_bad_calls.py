@@ -293,7 +293,140 @@ NOTHING: dict[str, tuple[Call, str]] = {
     )
     if (name, what) != ("index", "targets")  # an index is of the train rows
 }
-CALLS |= EVALUATED | NOTHING
+FLAGS: dict[str, tuple[Call, str]] = {
+    f"{flag} of {name} {value!r}": (
+        lambda s, call=call, flag=flag, value=value: call(s, **{flag: value}),
+        f"{flag} must be True or False, got {re.escape(repr(value))}",
+    )
+    for flag, name, call in (
+        *(
+            ("allow_other_weights", scores.__name__, scores)
+            for scores in (
+                ts.trak_scores,
+                ts.grad_dot_scores,
+                ts.whitened_cos_scores,
+                ts.neighbours,
+            )
+        ),
+        ("overwrite", "save", lambda s, **more: ts.save_scores(ts.trak_scores(s), s, "a", **more)),
+        ("repair", "verify", ts.verify_store),
+        ("progress", "verify", ts.verify_store),
+        ("per_class", "top_k", lambda s, **more: ts.top_k(ts.trak_scores(s), 2, **more)),
+        (
+            "per_class",
+            "top_k of an array",
+            lambda s, **more: ts.top_k(ts.trak_scores(s).to_xarray(), 2, **more),
+        ),
+        ("allow_missing", "features", lambda s, **more: s.features(0, "train", **more)),
+        ("anew", "index", lambda s, **more: ts.build_index(ts.trak_scores(s), **more)),
+        ("masked", "mask", lambda s, **more: s.mask("train", [1], **more)),
+    )
+    for value in ("no", 1, None)
+}
+PAIR = np.array(["largest", "smallest"])
+CHOICES: dict[str, tuple[Call, str]] = {
+    f"{name} by an array": (call, said)
+    for name, call, said in (
+        ("order", lambda s: ts.top_k(ts.trak_scores(s), 2, order=PAIR), "order must be one of"),
+        ("of", lambda s: ts.grad_dot_scores(s, of=PAIR), "of must be 'output' or 'loss'"),
+        ("metric", lambda s: ts.neighbours(s, "test", metric=PAIR), "metric must be 'l2' or"),
+        ("average", lambda s: ts.trak_scores(s, average=PAIR), "average must be 'auto'"),
+        ("kernel", lambda s: ts.trak_scores(s, kernel=PAIR), "kernel must be 'train'"),
+        ("temperature", lambda s: ts.trak_scores(s, temperature=PAIR), "temperature must be"),
+        ("threshold", lambda s: ts.trak_scores(s, soft_threshold=PAIR), "soft_threshold must"),
+        ("hessian", lambda s: ts.influence_scores(s, hessian=PAIR), "hessian must be"),
+        ("gram", lambda s: ts.trak_scores(s, gram_dtype=PAIR), "gram_dtype is float32 or"),
+        ("how", lambda s: ts.group_scores(ts.trak_scores(s), how=PAIR), "how must be 'sum'"),
+        ("saved", lambda s: ts.save_scores(ts.trak_scores(s), s, "a", dtype=PAIR), "saved as"),
+        ("projection", lambda _: ts.ProjectionSpec(PAIR, dim=2), "unknown projection array"),
+        ("weighting", lambda s: ts.kernel_report(s, 0, weighting=PAIR), "a weighting is 'loss'"),
+        (
+            "dtype",
+            lambda _: ts.FeatureStore.create("memory://bad", projection=SPEC, dtype=PAIR),
+            "features are stored as float32",
+        ),
+        (
+            "scale",
+            lambda s: analysis.transition(ts.trak_scores(s), ts.trak_scores(s), scale=PAIR),
+            "scale must be one of standard",
+        ),
+    )
+}
+OTHERS: dict[str, tuple[Call, str]] = {
+    **{
+        f"{name} of a verification {value!r}": (
+            lambda s, name=name, value=value: ts.verify_store(s, **{name: value}),
+            f"{name} must be {what}, got {re.escape(repr(value))}",
+        )
+        for name, what, value in (
+            ("epochs", "some epochs, each named once", []),
+            ("epochs", "some epochs, each named once", ()),
+            ("splits", "names of splits, or None for all", []),
+            ("splits", "names of splits, or None for all", 3),
+            ("splits", "names of splits, or None for all", [0]),
+        )
+    },
+    "masked epochs": (lambda s: s.mask("train", [1], epochs=[]), "epochs must be some epochs"),
+    **{
+        f"device {value!r} of {name}": (
+            lambda s, call=call, value=value: call(s, value),
+            "device is 'cuda', 'cuda:1' and the like, or 'cpu', got",
+        )
+        for name, call in (
+            ("trak", lambda s, value: ts.trak_scores(s, device=value)),
+            ("influence", lambda s, value: ts.influence_scores(s, hessian="loss", device=value)),
+            ("whitened", lambda s, value: ts.whitened_cos_scores(s, device=value)),
+            ("scores", lambda s, value: ts.grad_dot_scores(s).to(value)),
+        )
+        for value in (None, 2.5, [], "gpu")
+    },
+    **{
+        f"range {ends} of a block": (
+            lambda s, ends=ends: ts.trak_scores(s).block(*ends),
+            f"the {end} of a range of {what} must be an integer",
+        )
+        for ends, end, what in (
+            ((0, 4, 0, 2), "end", "targets"),
+            ((-2, 2, 0, 2), "start", "targets"),
+            ((2, 1, 0, 2), "end", "targets"),
+            ((0, 10**30, 0, 2), "end", "targets"),
+            ((0, None, 0, 2), "end", "targets"),
+            ((0, 2, 0, 99), "end", "train rows"),
+            ((0, 2, -1, 3), "start", "train rows"),
+        )
+    },
+    "window": (lambda s: ts.trak_scores(s).window(0, 9), "range of targets .* 0 to 3, got 9"),
+    "output of a store": (
+        lambda _: ts.FeatureStore.create("memory://bad", projection=SPEC, output="margin"),  # type: ignore[arg-type]
+        r"output needs OutputSpec\(...\) or None, got 'margin'",
+    ),
+    "parameters of a store": (
+        lambda _: ts.FeatureStore.create("memory://bad", projection=SPEC, parameters=["*"]),  # type: ignore[arg-type]
+        r"parameters needs ParameterSpec\(...\) or None, got",
+    ),
+    "weighting": (lambda s: ts.kernel_report(s, 0, weighting=1), "a weighting is .* got 1"),  # type: ignore[arg-type]
+    "memory of a stored gram": (
+        lambda s: (ts.kernel_report(s, 0), ts.kernel_report(s, 0, memory_limit="x")),
+        "'x'",
+    ),
+    "lists for arrays": (
+        lambda _: ts.trak_scores_of_arrays([[1.0]], [[1.0]]),  # type: ignore[arg-type]
+        "targets must be floats of shape .rows, k., got list",
+    ),
+    "trainer": (
+        lambda s: evaluation.retrain(3, s, "m", evaluation.SubsetPlan(rows=12), 2),  # type: ignore[arg-type]
+        "trainer must be a function of subsets and seeds, got 3",
+    ),
+    "plan": (
+        lambda s: evaluation.retrain(len, s, "m", 3, 2),
+        "plan must be a SubsetPlan, .* got 3",
+    ),  # type: ignore[arg-type]
+    "finished": (
+        lambda s: evaluation.retrain(len, s, "m", evaluation.SubsetPlan(rows=9), 2, finished=3),  # type: ignore[arg-type]
+        "finished must be a function of a number, got 3",
+    ),
+}
+CALLS |= EVALUATED | NOTHING | FLAGS | CHOICES | OTHERS
 
 
 @pytest.mark.parametrize("case", CALLS)
@@ -348,6 +481,12 @@ FEATURIZED = {
     "rate": ({"learning_rate": "x"}, "learning rate of epoch 0 must be a number >= 0, got 'x'"),
     "negative": ({"learning_rate": -0.1}, "must be a number >= 0, got -0.1"),
     "output": ({"output": "margn"}, "did you mean 'margin'"),
+    "skip": ({"skip_bad_rows": "no"}, "skip_bad_rows must be True or False, got 'no'"),
+    "append": ({"append": "no"}, "append must be True or False, got 'no'"),
+    "check": ({"check": PAIR}, "check must be 'some' or 'all', got array"),
+    "precision": ({"precision": PAIR}, "precision is one of float32"),
+    "drawn": ({"labels": PAIR}, "labels are 'given' or 'sampled', got array"),
+    "number of a gpu": ({"device": 2.5}, "device 2.5 cannot be used"),
     "dtype": ({"dtype": "float64"}, "stored as float32, float16, int8, got 'float64'"),
     "parameters": ({"parameters": ["nope*"]}, "matches 'nope[*]'; the model has weight, bias"),
 }

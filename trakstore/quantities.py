@@ -79,6 +79,21 @@ def as_wholes(values: Any, name: str) -> list[int]:
     return [as_whole(value, name, needed=needed) for value in values]
 
 
+def as_range(start: Any, stop: Any, count: int, what: str) -> tuple[int, int]:
+    """Return both ends of a range of so many things, which are counted from 0.
+
+    Examples
+    --------
+    >>> as_range(0, 3, 5, "targets")
+    (0, 3)
+    >>> as_range(0, 9, 5, "targets")
+    Traceback (most recent call last):
+    trakstore.errors.TrakStoreError: the end of a range of targets must be an integer from 0 to 5, got 9
+    """
+    first = as_whole(start, f"the start of a range of {what}", 0, count)
+    return first, as_whole(stop, f"the end of a range of {what}", first, count)
+
+
 def as_number(
     value: Any,
     name: str,

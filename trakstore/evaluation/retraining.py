@@ -15,7 +15,7 @@ from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.named import blamed_on
 from trakstore.passes.dask_cluster import active_client, cluster_errors
 from trakstore.planning import ranges
-from trakstore.quantities import as_mask, as_whole
+from trakstore.quantities import as_mask, as_whole, shown
 from trakstore.storage.backends.location import Location, Where
 from trakstore.storage.claims import claimed
 from trakstore.storage.columns import narrowed_column
@@ -113,7 +113,8 @@ def retrain(
     SpecMismatchError
         The name is that of models of another plan, or that another trainer made.
     TrakStoreError
-        The trainer gave something else than (g, m) numbers, or describes itself by what is not JSON.
+        The trainer gave something else than (g, m) numbers, or describes itself by what is not JSON;
+        a trainer, plan or ``finished`` that cannot be called.
     NumericsError
         A model's outputs are not finite.
     LocationError
@@ -129,6 +130,7 @@ def retrain(
     ((4, 24), [12.0, 12.0, 12.0, 12.0])
     """
     models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
+    _check_called(trainer, plan, finished)
     location = location_of(store, create=True)
     # Two runs of one name would train the same models twice, and number others alike.
     with claimed(location, evaluation_path(name), "retrain"):
@@ -258,6 +260,18 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
         values = np.concatenate([part.read(array.name) for part in parts])
         columns[array.name] = (array.dimensions, values[order])
     return xr.Dataset(columns, coords={"model": numbers[order]}, attrs=dict(parts[0].plan))
+
+
+def _check_called(trainer: object, plan: object, finished: object) -> None:
+    """Refuse what cannot be called, before anything is claimed or trained."""
+    if not callable(trainer):
+        raise TrakStoreError(
+            f"trainer must be a function of subsets and seeds, got {shown(trainer)}"
+        )
+    if not all(callable(getattr(plan, name, None)) for name in ("to_dict", "masks", "seeds")):
+        raise TrakStoreError(f"plan must be a SubsetPlan, or the like, got {shown(plan)}")
+    if finished is not None and not callable(finished):
+        raise TrakStoreError(f"finished must be a function of a number, got {shown(finished)}")
 
 
 def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def _usable(asked: str) -> torch.device:
     try:
         if torch.empty(0, device=asked).device.type != "meta":
             return torch.device(asked)
-    except (RuntimeError, AssertionError) as error:  # torch raises either
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch raises any
         reason = first_line(error).split(". ")[0]
     count = torch.cuda.device_count()
     others = f", or cuda:0 to cuda:{count - 1}" if count else "; torch sees no GPU here"

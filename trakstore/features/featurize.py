@@ -27,7 +27,7 @@ from trakstore.features.twins import warn_of_twins
 from trakstore.features.wanted_spec import output_on
 from trakstore.features.worker import Worker
 from trakstore.progress import ProgressLine, StepLine
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_flag, as_whole, is_one_of
 from trakstore.spec import Precision
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
@@ -222,6 +222,7 @@ def featurize_job(
     >>> ts.trak_scores(ts.open_store("memory://job"))
     <Scores trak (target: 6, train: 24), epochs 0>
     """
+    restore = as_flag(restore, "restore")
     began = time.monotonic()
     worker = Worker.of(job, rank, world_size, device)
     asked: dict[str, Any] = {
@@ -269,7 +270,7 @@ def featurize_job(
 
 
 def _are_sampled(labels: str) -> bool:
-    if labels not in ("given", "sampled"):
+    if not is_one_of(labels, ("given", "sampled")):
         raise TrakStoreError(f"labels are 'given' or 'sampled', got {labels!r}")
     return labels == "sampled"
 

@@ -28,7 +28,7 @@ from trakstore.features.scale import Scale, as_scale
 from trakstore.features.sharding import Shard, built_on_meta, whole_with_memory
 from trakstore.features.weights import kept, unshared
 from trakstore.planning import byte_count
-from trakstore.quantities import as_number, as_whole, shown
+from trakstore.quantities import as_flag, as_number, as_whole, is_one_of, shown
 from trakstore.spec import FeatureDtype, Precision, ProjectionSpec
 from trakstore.storage import layout
 from trakstore.storage.layout import as_epoch
@@ -262,7 +262,9 @@ class Job:
             for epoch, rate in self.learning_rates.items()
         }
         self._set_precision()
-        if self.check not in get_args(CheckedRows):
+        for name in ("append", "skip_bad_rows"):
+            setattr(self, name, as_flag(getattr(self, name), name))
+        if not is_one_of(self.check, get_args(CheckedRows)):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
         if self.checkpoints is not None:
             self.checkpoints = by_epoch(self._weights)
@@ -295,9 +297,9 @@ class Job:
 
     def _set_precision(self) -> None:
         """Check the precision, for which ``autocast`` is another name that is not needed afterwards."""
-        if self.autocast not in (None, "bfloat16"):
+        if self.autocast is not None and not is_one_of(self.autocast, ("bfloat16",)):
             raise TrakStoreError(f"autocast is bfloat16 or None, got {self.autocast!r}")
-        if self.precision not in get_args(Precision):
+        if not is_one_of(self.precision, get_args(Precision)):
             known = ", ".join(get_args(Precision))
             raise TrakStoreError(f"precision is one of {known}, got {self.precision!r}")
         if self.autocast and self.precision == "tf32":

@@ -17,6 +17,7 @@ from trakstore.passes.one_pass import Pass, Tiles
 from trakstore.passes.rows import Rows, together
 from trakstore.passes.scheduler import MOST_RANGES, tile_rows
 from trakstore.planning import ranges
+from trakstore.quantities import is_one_of
 
 if TYPE_CHECKING:
     from trakstore.kernels.device_gram import DeviceSums
@@ -33,7 +34,7 @@ SQUARE = 512
 
 def check_gram_dtype(dtype: str) -> None:
     """Raise a :class:`TrakStoreError` for products of another dtype."""
-    if dtype not in get_args(GramDtype):
+    if not is_one_of(dtype, get_args(GramDtype)):
         raise TrakStoreError(f"gram_dtype is {' or '.join(get_args(GramDtype))}, got {dtype!r}")
 
 

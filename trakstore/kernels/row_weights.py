@@ -39,7 +39,7 @@ class WeightedSplit:
     def __post_init__(self) -> None:
         known, own = self.kind in get_args(Weighting), self.temperature
         if not known or not 0 < own < float("inf") or (self.kind == "loss" and own != 1):
-            raise _no_weighting(self.weighting)
+            raise no_weighting(self.weighting)
 
     @property
     def weighting(self) -> str:
@@ -83,11 +83,12 @@ def weighted(split: Split, weighting: str) -> KernelSplit:
     try:
         temperature = float(degree) if dash else 1.0
     except ValueError:
-        raise _no_weighting(weighting) from None
+        raise no_weighting(weighting) from None
     return WeightedSplit(split, cast("Weighting", kind), temperature)
 
 
-def _no_weighting(name: str) -> TrakStoreError:
+def no_weighting(name: object) -> TrakStoreError:
+    """Make the error for what names no weighting."""
     return TrakStoreError(
         f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0, got {name!r}"
     )

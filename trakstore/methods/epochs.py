@@ -15,7 +15,7 @@ from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, d
 from trakstore.kernels.row_weights import masked_rows
 from trakstore.kernels.solvers import Factor
 from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
-from trakstore.quantities import shown
+from trakstore.quantities import as_flag, is_one_of, shown
 from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
 from trakstore.spec import check_settings
@@ -120,7 +120,7 @@ def need_open(store: FeatureStore) -> None:
 
 def check_of(of: str, store: FeatureStore) -> None:
     """Refuse anything but ``"output"`` and ``"loss"``, and a loss that no output determines."""
-    if of not in get_args(Of):
+    if not is_one_of(of, get_args(Of)):
         raise TrakStoreError(f"of must be 'output' or 'loss', got {of!r}")
     need_open(store)
     output = store.spec.output
@@ -163,6 +163,7 @@ def epoch_pairs(
         Dimensions differ, or the hashes of an epoch's weights; epochs have other samples, the same in
         another order, or other ones masked.
     """
+    allow_other_weights = as_flag(allow_other_weights, "allow_other_weights")
     need_open(store)
     chosen = None if epochs is None else _chosen(epochs)
     opened = store.open_splits(chosen, (targets, train))

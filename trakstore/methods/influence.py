@@ -16,7 +16,9 @@ from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighting_
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, part_of, scores_of
 from trakstore.methods.sampled_kernel import TRAIN_DAMPING, KernelRows, sampled_kernel
+from trakstore.passes.gpu import as_device
 from trakstore.passes.rows import whole_column
+from trakstore.quantities import is_one_of
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
@@ -117,7 +119,10 @@ def influence_scores(
     ['train-9', 'train-15', 'train-12']
     """
     check_of("loss", store)
+    if not is_one_of(hessian, get_args(Hessian)):
+        raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
     damped = Damping.of(TRAIN_DAMPING if damping is None else damping)
+    device = as_device(device)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     # τ = (q_t φ_t) (H + λI)⁻¹ (q_z φ_z): q of the target scales rows, q of the train sample columns.
     scales = [pair.gradient_scales() for pair in pairs]
@@ -151,8 +156,6 @@ def influence_scores(
 
 def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSplit:
     """Return the train split with the weights of its Hessian."""
-    if hessian not in get_args(Hessian):
-        raise TrakStoreError(f"hessian must be 'gauss_newton' or 'loss', got {hessian!r}")
     if hessian == "loss":
         # Σ ∇lᵢ ∇lᵢᵀ with ∇l = −q φ is the kernel of rows with weights q².
         return WeightedSplit(pair.train.stored, "loss")

@@ -11,12 +11,19 @@ from scipy.linalg import eigvalsh
 
 from trakstore.errors import NumericsError
 from trakstore.kernels.gram import Gram, GramDtype, check_gram_dtype
-from trakstore.kernels.row_weights import KernelSplit, WeightedSplit, weighted, weighting_of
+from trakstore.kernels.row_weights import (
+    KernelSplit,
+    WeightedSplit,
+    no_weighting,
+    weighted,
+    weighting_of,
+)
 from trakstore.kernels.solvers import CONDITION_LIMIT, Damping
 from trakstore.kernels.stored_grams import split_gram
 from trakstore.markup import card, curve, facts_markup
 from trakstore.methods.epochs import need_open
 from trakstore.methods.trak import trak_temperature
+from trakstore.planning import byte_count
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
@@ -178,6 +185,8 @@ def kernel_report(
     need_open(store)
     check_gram_dtype(gram_dtype)
     damped = Damping.of(damping)
+    if memory_limit is not None:
+        byte_count(memory_limit)  # a stored gram needs no memory limit, and would not look at it
     stored = store.split(epoch, split)
     stored.require_complete()
     rows = weighted(stored, _weighting(store, stored, weighting))
@@ -190,6 +199,8 @@ def kernel_report(
 
 
 def _weighting(store: FeatureStore, split: Split, asked: str) -> str:
+    if not isinstance(asked, str):
+        raise no_weighting(asked)
     if asked != "auto":
         return "" if asked == "none" else asked
     temperature = trak_temperature(store)

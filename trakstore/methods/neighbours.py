@@ -14,7 +14,7 @@ from trakstore.methods.epochs import EpochPair, epoch_pairs, scores_of
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import RowByRow, Rows, TakenRows, take
 from trakstore.planning import ranges
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_whole, is_one_of
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
 from trakstore.scores.places import Index, positions
@@ -92,7 +92,7 @@ def neighbours(
     >>> near["train"].values[0].tolist(), near["distance"].values[0].round(2).tolist()
     (['train-9', 'train-6'], [0.43, 0.5])
     """
-    if metric not in get_args(Metric):
+    if not is_one_of(metric, get_args(Metric)):
         raise TrakStoreError(f"metric must be 'l2' or 'cosine', got {metric!r}")
     pairs = epoch_pairs(store, targets, train, epoch, allow_other_weights=allow_other_weights)
     if len(pairs) > 1:

@@ -13,6 +13,7 @@ from trakstore.kernels.choice import keep_gram
 from trakstore.kernels.row_weights import KernelSplit, WeightedSplit
 from trakstore.kernels.solvers import Damping, Factor
 from trakstore.methods.epochs import EpochPair, check_of, epoch_pairs, need_open
+from trakstore.quantities import is_one_of
 from trakstore.scores.parts import SampledRows
 from trakstore.storage import layout
 from trakstore.storage.dropped_rows import WEIGHTING
@@ -77,7 +78,7 @@ class SampledKernel:
 
 def need_kernel_rows(kernel: object) -> None:
     """Raise a :class:`~trakstore.errors.TrakStoreError` for what names no rows of a kernel."""
-    if kernel not in (None, *get_args(get_args(KernelRows)[0])):
+    if kernel is not None and not is_one_of(kernel, get_args(get_args(KernelRows)[0])):
         raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
 
 

@@ -24,6 +24,7 @@ from trakstore.methods.epochs import (
     part_of,
     scores_of,
 )
+from trakstore.passes.gpu import as_device
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, RowByRow, Rows
 from trakstore.quantities import as_number
@@ -227,6 +228,7 @@ def whitened_cos_scores(
     check_of(of, store)
     mix = as_number(mix, "mix", least=0, most=1, needed="is a share from 0 to 1")
     damped = Damping.of(damping)
+    device = as_device(device)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)

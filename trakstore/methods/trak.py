@@ -15,9 +15,15 @@ from trakstore.kernels.many_epochs import factors_of
 from trakstore.kernels.row_weights import KernelSplit, TemperedRows, WeightedSplit, weighting_of
 from trakstore.kernels.solvers import Damping, Solver
 from trakstore.methods.epochs import EpochPair, epoch_pairs, part_of, scores_of
-from trakstore.methods.sampled_kernel import TRAIN_DAMPING, KernelRows, sampled_kernel
+from trakstore.methods.sampled_kernel import (
+    TRAIN_DAMPING,
+    KernelRows,
+    need_kernel_rows,
+    sampled_kernel,
+)
+from trakstore.passes.gpu import as_device
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows
-from trakstore.quantities import as_number
+from trakstore.quantities import as_number, is_one_of
 from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
 from trakstore.storage.layout import Epoch
@@ -142,16 +148,19 @@ def trak_scores(
     >>> ts.top_k(scores, 3)["train"].values[0].tolist()
     ['train-9', 'train-15', 'train-18']
     """
-    if average not in (*get_args(Average), "auto"):
+    if not is_one_of(average, (*get_args(Average), "auto")):
         raise TrakStoreError(f"average must be 'auto', 'factors' or 'scores', got {average!r}")
-    if soft_threshold != "auto":
+    if not is_one_of(soft_threshold, ("auto",)):
         needed = "must be a number >= 0 or 'auto'"
         soft_threshold = as_number(soft_threshold, "soft_threshold", least=0, needed=needed)
     damped = Damping.of(TRAIN_DAMPING if damping is None else damping)
+    device = as_device(device)
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
-    if kernel == "sampled" and temperature not in ("auto", None):
+    need_kernel_rows(kernel)
+    own = is_one_of(temperature, ("auto",))
+    if kernel == "sampled" and not own and temperature is not None:
         raise TrakStoreError(f"a sampled kernel has no temperature, got {temperature!r}")
-    rows = kernel if kernel or temperature == "auto" else "train"
+    rows = kernel if kernel or own else "train"
     sampled = sampled_kernel(store, pairs, train, rows)
     own_temperature = None if sampled else trak_temperature(store, temperature)
     # K and Q follow from one softened probability: the weights of K are Q (1 − Q).
@@ -185,7 +194,7 @@ def trak_scores(
 
 def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:
     """Return the temperature of :func:`trak_scores`, or None for none."""
-    if asked == "auto":
+    if is_one_of(asked, ("auto",)):
         # Whole sequences are so unlikely that q is 1 to rounding, and its weight q (1 − q) is 0.
         output = store.spec.output
         return TEMPERATURE if output is not None and output.name == "margin" else None
@@ -253,10 +262,10 @@ def trak_scores_of_arrays(
            [0. , 0.3]], dtype=float32)
     """
     for what, array in (("targets", targets), ("train", train)):
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise TrakStoreError(
-                f"{what} must be floats of shape (rows, k), got {array.dtype} of {array.shape}"
-            )
+        dtype = getattr(array, "dtype", None)
+        if getattr(dtype, "kind", "") != "f" or array.ndim != 2:
+            got = f"{dtype} of {array.shape}" if dtype is not None else type(array).__name__
+            raise TrakStoreError(f"{what} must be floats of shape (rows, k), got {got}")
     scale = None if out_to_loss is None else ArrayRows(np.asarray(out_to_loss))
     if scale is not None and scale.shape != train.shape[:1]:
         raise TrakStoreError(f"out_to_loss has shape {scale.shape}, needed {train.shape[:1]}")

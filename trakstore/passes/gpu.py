@@ -6,6 +6,7 @@ means NumPy; ``"cpu:0"`` is torch on the CPU, by which tests run the code for GP
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from functools import cache
 from typing import Any
 
 from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
+from trakstore.quantities import shown
+
+_DEVICE = re.compile(r"(cpu|cuda)(:[0-9]+)?", re.ASCII)
 
 
 class NoDeviceWarning(UserWarning):
@@ -22,6 +26,28 @@ class NoDeviceWarning(UserWarning):
 
 class NotFiniteError(NumericsError):
     """Values on a GPU that are not finite; the CPU looks at the same rows again and names them."""
+
+
+def as_device(device: object) -> str:
+    """Return a device's name, of a device of torch too; torch is not asked whether it is there.
+
+    Raises
+    ------
+    TrakStoreError
+        When it is neither the CPU nor a GPU.
+
+    Examples
+    --------
+    >>> as_device("cuda:1")
+    'cuda:1'
+    """
+    of_torch = (type(device).__module__, type(device).__name__) == ("torch", "device")
+    name = str(device) if of_torch else device
+    if not isinstance(name, str) or not _DEVICE.fullmatch(name):
+        raise TrakStoreError(
+            f"device is 'cuda', 'cuda:1' and the like, or 'cpu', got {shown(device)}"
+        )
+    return name
 
 
 @cache
@@ -33,12 +59,11 @@ def usable_device(device: str) -> str:
     TrakStoreError
         When it is neither the CPU nor a GPU.
     """
-    if device == "cpu":
+    if as_device(device) == "cpu":
         return device
     try:
         import torch
 
-        _need_cpu_or_gpu(device)
         torch.zeros(1, device=device)
     except (ImportError, RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -49,17 +74,6 @@ def usable_device(device: str) -> str:
         )
         return "cpu"
     return device
-
-
-def _need_cpu_or_gpu(device: str) -> None:
-    import torch
-
-    try:
-        known = torch.device(device).type in ("cpu", "cuda")
-    except RuntimeError:
-        known = False
-    if not known:
-        raise TrakStoreError(f"device is 'cuda', 'cuda:1' and the like, or 'cpu', got {device!r}")
 
 
 def free_bytes(device: str) -> int | None:

@@ -13,11 +13,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.markup import card, facts_markup
-from trakstore.passes.gpu import usable_device
+from trakstore.passes.gpu import as_device, usable_device
 from trakstore.passes.one_pass import Pass, Tiles, nothing
 from trakstore.passes.rows import MeanRows, Rows, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
+from trakstore.quantities import as_range
 from trakstore.scores.lazy import lazy_column, lazy_matrix
 from trakstore.scores.own_thresholds import own_thresholds, sampled_rows
 from trakstore.scores.parts import F32, Part, TileMaker, Window, held_bytes
@@ -196,7 +197,13 @@ class Scores:
         """Precondition targets start..stop: the left operand of their tiles.
 
         ``ahead`` bytes of stored rows may be read before they are asked for, here and in each task.
+
+        Raises
+        ------
+        TrakStoreError
+            For targets that are not in these scores.
         """
+        start, stop = as_range(start, stop, self.shape[0], "targets")
         # The mean over epochs is in the left factors, so that tiles only add up.
         with together((one for part in self.parts for one in part.reads(start, stop)), ahead):
             lefts = tuple(part.left(start, stop) for part in self.parts)
@@ -231,17 +238,28 @@ class Scores:
 
         Running lists and sums stay there too. Where a worker cannot use the device, it warns and works
         on the CPU.
+
+        Raises
+        ------
+        TrakStoreError
+            When it is neither the CPU nor a GPU.
         """
-        return replace(self, device=device)
+        return replace(self, device=as_device(device))
 
     def block(self, t0: int, t1: int, n0: int, n1: int) -> F32:
         """Compute the dense block of targets t0..t1 and train rows n0..n1.
+
+        Raises
+        ------
+        TrakStoreError
+            For targets or train rows that are not in these scores.
 
         Examples
         --------
         >>> ts.trak_scores(store).block(0, 2, 10, 15).shape
         (2, 5)
         """
+        n0, n1 = as_range(n0, n1, self.shape[1], "train rows")
         window = self.window(t0, t1)
         with window.reading([(n0, n1)]):
             return window.tile(n0, n1)

@@ -110,9 +110,10 @@ def narrowed(scores: NDArray[np.float32], dtype: str, what: str) -> NDArray[Any]
         stored = scores.astype(dtype, copy=False)
         total = np.add.reduce(stored, axis=None, dtype=np.float32)
     if not np.isfinite(total) and not np.isfinite(stored).all():
+        wider = "" if dtype == "float32" else ", or save float32"
         raise NumericsError(
-            f"{what} are not finite in {dtype}; raise the damping, look at the features with "
-            f"`trakstore kernel`, or save float32"
+            f"{what} are not finite in {dtype}; raise the damping, or look at the features with "
+            f"`trakstore kernel`{wider}"
         )
     if stored is not scores:
         before, after = _norms(scores), _norms(stored)

@@ -19,7 +19,7 @@ from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, together
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
-from trakstore.quantities import as_whole, is_one_of
+from trakstore.quantities import as_flag, as_whole, is_one_of
 from trakstore.scores.factored import Scores, need_scores, need_some_scores
 from trakstore.scores.running_lists import (
     NOWHERE,
@@ -96,6 +96,7 @@ def top_k(
     >>> top_k(scores, 1, order="magnitude")["score"].values
     array([[-2.]])
     """
+    per_class = as_flag(per_class, "per_class")
     if isinstance(scores, xr.DataArray):
         if where is not None or per_class:
             raise TrakStoreError("where= and per_class= are for Scores; select from the array")

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from trakstore import documents
 from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.quantities import is_one_of
 from trakstore.spec.projections import KINDS, Options, ProjectionKind
 from trakstore.spec.whole_fields import set_whole
 
@@ -74,8 +75,7 @@ class ProjectionSpec:
     per_epoch: bool = False
 
     def __post_init__(self) -> None:
-        # The kind is looked up in a list and not by its hash, as people may give anything.
-        if self.kind not in get_args(ProjectionKind):
+        if not is_one_of(self.kind, get_args(ProjectionKind)):
             known = ", ".join(get_args(ProjectionKind))
             raise TrakStoreError(f"unknown projection {self.kind!r}; there are {known}")
         set_whole(self, "version")

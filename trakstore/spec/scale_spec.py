@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from trakstore import documents
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import is_one_of
 
 ScaleSource = Literal["samples", "adam", "given"]
 
@@ -35,7 +36,7 @@ class ScaleSpec:
     digest: str
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(ScaleSource):
+        if not is_one_of(self.source, get_args(ScaleSource)):
             known = ", ".join(get_args(ScaleSource))
             raise TrakStoreError(f"the source of a scale is {known}, got {self.source!r}")
 

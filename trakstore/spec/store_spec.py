@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from trakstore import documents
 from trakstore.errors import TrakStoreError
+from trakstore.quantities import is_one_of, shown
 from trakstore.spec.output_spec import OutputSpec
 from trakstore.spec.parameter_spec import ParameterSpec
 from trakstore.spec.projection_spec import ProjectionSpec
@@ -67,12 +68,20 @@ class StoreSpec:
                 f"projection must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), "
                 f"got {self.projection!r}"
             )
-        if self.autocast not in (None, *get_args(LessPrecise)):
+        made_by = {"output": OutputSpec, "parameters": ParameterSpec}
+        for name, kind in made_by.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind | None):
+                raise TrakStoreError(
+                    f"{name} needs {kind.__name__}(...) or None, got {shown(value)}: leave it out for "
+                    f"a store of features that were made elsewhere"
+                )
+        if self.autocast is not None and not is_one_of(self.autocast, get_args(LessPrecise)):
             known = ", ".join(get_args(LessPrecise))
             raise TrakStoreError(
                 f"products are in {known} or None for float32, got {self.autocast!r}"
             )
-        if self.dtype not in get_args(FeatureDtype):
+        if not is_one_of(self.dtype, get_args(FeatureDtype)):
             known = ", ".join(get_args(FeatureDtype))
             raise TrakStoreError(f"features are stored as {known}, got {self.dtype!r}")
         if self.keep_bits is not None and self.dtype != "float32":

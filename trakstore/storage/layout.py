@@ -34,7 +34,7 @@ from typing import TypeAlias, cast
 
 from trakstore.documents import NAME
 from trakstore.errors import DamagedError, TrakStoreError
-from trakstore.quantities import as_whole, is_whole
+from trakstore.quantities import as_whole, is_whole, shown
 
 Epoch: TypeAlias = int | str
 
@@ -143,6 +143,11 @@ def as_epoch(epoch: Epoch) -> Epoch:
 def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
     """Return some epochs as a tuple, or one by itself.
 
+    Raises
+    ------
+    TrakStoreError
+        For none at all: what looks at no epoch would say that all is well.
+
     Examples
     --------
     >>> as_epochs(3), as_epochs(["final", "4"])
@@ -150,18 +155,33 @@ def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
     """
     if isinstance(epochs, str) or is_whole(epochs) or not isinstance(epochs, Iterable):
         return (as_epoch(cast("Epoch", epochs)),)
-    return tuple(map(as_epoch, epochs))
+    chosen = tuple(map(as_epoch, epochs))
+    if not chosen:
+        raise TrakStoreError(f"epochs must be some epochs, each named once, got {shown(epochs)}")
+    return chosen
 
 
 def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
     """Return the names of some splits as a tuple, or of one by itself.
+
+    Raises
+    ------
+    TrakStoreError
+        For no names at all, and for what is no sequence of them.
 
     Examples
     --------
     >>> as_splits("train"), as_splits(["train", "test"])
     (('train',), ('train', 'test'))
     """
-    return (splits,) if isinstance(splits, str) else tuple(splits)
+    if isinstance(splits, str):
+        return (splits,)
+    chosen = tuple(splits) if isinstance(splits, Iterable) else ()
+    if not chosen or not all(isinstance(one, str) for one in chosen):
+        raise TrakStoreError(
+            f"splits must be names of splits, or None for all, got {shown(splits)}"
+        )
+    return chosen
 
 
 def epoch_sort_key(epoch: Epoch) -> tuple[bool, int, str]:

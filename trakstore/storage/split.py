@@ -20,6 +20,7 @@ from trakstore.errors import (
     did_you_mean,
     error_context,
 )
+from trakstore.quantities import as_flag
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import column_dimensions, column_form, column_shape
@@ -244,6 +245,7 @@ class Split:
                 f"{self.name} at epoch {self.epoch} has no column {name!r}"
                 f"{did_you_mean(name, dtypes)}"
             )
+        allow_missing = as_flag(allow_missing, "allow_missing")
         missing = self.status().missing if allow_missing else ()
         token = f"{self.spec.nonce:08x}-{self.rows}-{len(missing)}"
         return self._stored(name, token, missing, self.spec)
@@ -299,6 +301,7 @@ class Split:
         IncompleteError
             When rows are missing and ``allow_missing`` is not set, or features were dropped.
         """
+        allow_missing = as_flag(allow_missing, "allow_missing")
         self.require_rows()
         if not allow_missing:
             self.require_complete()

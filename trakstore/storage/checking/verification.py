@@ -18,7 +18,7 @@ from typing import Any
 from trakstore.errors import DamagedError
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_flag, as_whole
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.block_checks import Finding, check_block
@@ -134,6 +134,7 @@ def verify_store(
     >>> ts.verify_store(store, workers=1).ok
     True
     """
+    repair, progress = as_flag(repair, "repair"), as_flag(progress, "progress")
     epochs = None if epochs is None else layout.as_epochs(epochs)
     splits = None if splits is None else layout.as_splits(splits)
     location = location_of(store)
