@@ -14,7 +14,7 @@ import torch
 import trakstore as ts
 from trakstore import analysis, evaluation
 from trakstore.errors import LocationError
-from trakstore.features import featurize
+from trakstore.features import Job, featurize, load_job, pad_tokens
 
 SPEC = ts.ProjectionSpec("sjlt", dim=8)
 
@@ -421,6 +421,17 @@ OTHERS: dict[str, tuple[Call, str]] = {
         lambda s: evaluation.retrain(len, s, "m", 3, 2),
         "plan must be a SubsetPlan, .* got 3",
     ),  # type: ignore[arg-type]
+    "method": (lambda s: ts.Query(s, method=1), "there is no method 1"),  # type: ignore[arg-type]
+    "checkpoints": (
+        lambda _: Job(torch.nn.Linear(2, 2), {}, checkpoints=3, projector=SPEC),  # type: ignore[arg-type]
+        "checkpoints must be a mapping, like .* got 3",
+    ),
+    "name of a job": (
+        lambda _: Job(torch.nn.Linear(2, 2), {}, name=3, projector=SPEC),  # type: ignore[arg-type]
+        "name must be a text, got 3",
+    ),
+    "job to load": (lambda _: load_job(3), "a job is named like jobs.py:name .* got 3"),  # type: ignore[arg-type]
+    "batch of nothing": (lambda _: pad_tokens([]), "there are no samples to make a batch of"),
     "finished": (
         lambda s: evaluation.retrain(len, s, "m", evaluation.SubsetPlan(rows=9), 2, finished=3),  # type: ignore[arg-type]
         "finished must be a function of a number, got 3",
@@ -481,6 +492,10 @@ FEATURIZED = {
     "rate": ({"learning_rate": "x"}, "learning rate of epoch 0 must be a number >= 0, got 'x'"),
     "negative": ({"learning_rate": -0.1}, "must be a number >= 0, got -0.1"),
     "output": ({"output": "margn"}, "did you mean 'margin'"),
+    "no batch": ({"batch_size": None}, "batch_size must be an integer, 1 or more, got None"),
+    "no split": ({"split": None}, "None cannot name a split"),
+    "no activations": ({"activations": None}, "activations must be the name of a layer or a list"),
+    "numbers of layers": ({"activations": [1]}, r"activations must be .* got \[1\]"),
     "skip": ({"skip_bad_rows": "no"}, "skip_bad_rows must be True or False, got 'no'"),
     "append": ({"append": "no"}, "append must be True or False, got 'no'"),
     "check": ({"check": PAIR}, "check must be 'some' or 'all', got array"),

@@ -38,6 +38,10 @@ def load_named(name: str, what: str) -> Any:
     TrakStoreError
         When it is no such name, or the code there raises.
     """
+    if not isinstance(name, str):
+        raise TrakStoreError(
+            f"a {what} is named like {what}s.py:name or package.module:name, got {name!r}"
+        )
     source, separator, attribute = name.rpartition(":")
     if not separator or not source or not attribute:
         raise TrakStoreError(

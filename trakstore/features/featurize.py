@@ -29,6 +29,7 @@ from trakstore.features.worker import Worker
 from trakstore.progress import ProgressLine, StepLine
 from trakstore.quantities import as_flag, as_whole, is_one_of
 from trakstore.spec import Precision
+from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
 from trakstore.storage.layout import as_epochs, as_splits
@@ -139,6 +140,7 @@ def featurize(
     >>> ts.open_store("memory://one").features(15, "train").shape
     (24, 8)
     """
+    layout.check_name(split, "split")
     drawn, tokens = _are_sampled(labels), as_whole(tokens, "tokens", 0)
     if drawn and tokens:
         raise TrakStoreError("labels='sampled' and tokens= are of two splits: give one at a time")

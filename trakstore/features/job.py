@@ -242,7 +242,8 @@ class Job:
             self.learning_rates = {**folder.learning_rates, **self.learning_rates}
         need_epochs(self.checkpoints)
         self._own_checkpoints()
-        for name in ("batch_size", "block_rows", "keep_bits"):
+        self.batch_size = as_whole(self.batch_size, "batch_size", 1)
+        for name in ("block_rows", "keep_bits"):
             size = getattr(self, name)
             if size is not None:
                 setattr(self, name, as_whole(size, name, 1))
@@ -262,6 +263,7 @@ class Job:
             for epoch, rate in self.learning_rates.items()
         }
         self._set_precision()
+        self._check_texts()
         for name in ("append", "skip_bad_rows"):
             setattr(self, name, as_flag(getattr(self, name), name))
         if not is_one_of(self.check, get_args(CheckedRows)):
@@ -294,6 +296,17 @@ class Job:
     def tokens_of(self, split: str) -> int:
         """Return the tokens of a row of a split of tokens."""
         return self._runs[layout.own_split(split)]
+
+    def _check_texts(self) -> None:
+        """Refuse a name and names of layers that are no texts."""
+        if not isinstance(self.name, str):
+            raise TrakStoreError(f"name must be a text, got {shown(self.name)}")
+        layers = self.activations
+        listed = isinstance(layers, Sequence) and all(isinstance(one, str) for one in layers)
+        if not listed or isinstance(layers, bytes):
+            raise TrakStoreError(
+                f"activations must be the name of a layer or a list of names, got {shown(layers)}"
+            )
 
     def _set_precision(self) -> None:
         """Check the precision, for which ``autocast`` is another name that is not needed afterwards."""

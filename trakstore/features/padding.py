@@ -41,6 +41,8 @@ def pad_tokens(samples: list[Any]) -> dict[str, Tensor]:
     ([[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]])
     """
     rows = [_rows(sample) for sample in samples]
+    if not rows:
+        raise TrakStoreError("there are no samples to make a batch of")
     common = [name for name in rows[0] if all(name in row for row in rows)]
     return {
         name: pad_sequence(

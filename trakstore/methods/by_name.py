@@ -19,6 +19,7 @@ from trakstore.methods.sampled_kernel import (
 from trakstore.methods.similarity import grad_cos_scores, grad_dot_scores, whitened_cos_scores
 from trakstore.methods.tracin import tracin_scores
 from trakstore.methods.trak import trak_scores
+from trakstore.quantities import shown
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
@@ -54,6 +55,8 @@ def find_method(name: str) -> NamedMethod:
     NotFoundError
         With the nearest name, when there is no such method.
     """
+    if not isinstance(name, str):
+        raise NotFoundError(f"there is no method {shown(name)}{did_you_mean(name, METHODS)}")
     # Names of functions have underscores, those of the command line have dashes.
     known = name.replace("_", "-")
     if known not in METHODS:

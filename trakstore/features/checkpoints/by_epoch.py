@@ -10,6 +10,7 @@ from typing import Any
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.features.checkpoints.formats import Checkpoint, weights_file
 from trakstore.paths import exists
+from trakstore.quantities import shown
 from trakstore.storage.layout import as_epoch
 
 
@@ -36,12 +37,18 @@ def by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkp
 
 
 def need_epochs(checkpoints: object) -> None:
-    """Raise a :class:`TrakStoreError` for weights in a list, which no epoch names."""
+    """Raise a :class:`TrakStoreError` for weights in a list, which no epoch names, or for none."""
     if isinstance(checkpoints, list | tuple):
         raise TrakStoreError(
             f"checkpoints must be a mapping, like {{10: weights}}, or a Trainer's folder, got a "
             f"{type(checkpoints).__name__} of {len(checkpoints)}: name the epoch of each, or number "
             f"them by dict(enumerate(checkpoints))"
+        )
+    # Not every mapping of weights that are read when asked for is one of collections.abc.
+    if checkpoints is not None and not hasattr(checkpoints, "keys"):
+        raise TrakStoreError(
+            f"checkpoints must be a mapping, like {{10: weights}}, or a Trainer's folder, got "
+            f"{shown(checkpoints)}"
         )
 
 
