@@ -235,13 +235,24 @@ class Batches:
         Lengths count where there is no collator that may pad them. Nothing is said where all are alike,
         or cannot be read.
         """
-        with suppress(TrakStoreError, ValueError):  # of lists that make no tensor
-            first = forms(_with_tensors(self._sample(0)), shapes=self.collate is None)
+        with suppress(TrakStoreError):
+            first = self.forms_of(0)
             for row in rows:
-                own = forms(_with_tensors(self._sample(row)), shapes=self.collate is None)
-                if differing := unlike(own, first):
+                own = self.forms_of(row)
+                if own and first and (differing := unlike(own, first)):
                     return f"{named_sample(row, self.ids)} has {differing}"
         return ""
+
+    def forms_of(self, row: int) -> list[str]:
+        """Return the forms of what a sample is made of; see :func:`~.sample_forms.forms`.
+
+        There are none where it has lists of several lengths, of which a collator may make anything.
+        """
+        sample = self._sample(row)
+        try:
+            return forms(_with_tensors(sample), shapes=self.collate is None)
+        except ValueError:
+            return []
 
     def _collated(self, samples: list[Any], rows: Sequence[int]) -> Any:
         if self.columns is not None and self.as_trainer:
