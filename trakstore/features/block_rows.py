@@ -359,8 +359,9 @@ class RowComputer:
 
     def _lightness(self, batch: Any) -> float:
         """Return how many samples of a batch need what one of those measured needs."""
-        one = tensor_bytes(cut(batch, 0, 1))
-        return 1.0 if self.need is None else self.need.of_samples_like(one)
+        if self.need is None:
+            return 1.0
+        return self.need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
         """Return columns on their way to the CPU, or None where memory did not suffice."""
