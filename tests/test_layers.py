@@ -268,6 +268,7 @@ ORDER: dict[str, list[str]] = {
         "precision",
         "fitness",
         "plain",
+        "exchanged",
         "heap",
         "gradients",
         "recording",
