@@ -293,6 +293,7 @@ ORDER: dict[str, list[str]] = {
         "footprint",
         "activations",
         "bad_rows",
+        "own_predictions",
         "draws",
         "token_rows",
         "to_host",

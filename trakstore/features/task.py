@@ -121,7 +121,7 @@ class SplitTask:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector, sharding)
             rows, probe = _probed(
-                job, epoch, split, samples, device, engine, output, spec, watch, clock
+                job, epoch, split, samples, device, engine, output, spec, watch, clock, sharding
             )
             wanted = SplitSpec(
                 len(samples.ids),
@@ -267,6 +267,7 @@ def _probed(
     spec: StoreSpec,
     watch: WeightWatch,
     clock: Stopwatch,
+    sharding: Sharding,
 ) -> tuple[RowComputer, Columns]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
@@ -311,7 +312,7 @@ def _probed(
         pick=pick,
         check=job.check,
         skip_bad_rows=job.skip_bad_rows,
-        labels=samples.labels(model, output),
+        labels=samples.labels(model, output, sharding),
     )
     with explained(model, output, first), _blaming_changes(watch):
         columns = computer.columns(*probed)
