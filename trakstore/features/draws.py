@@ -2,9 +2,9 @@
 
 Row i·draws + d of a split ``train~sampled`` is sample i with the labels of draw d. A draw is a function
 of the seed, the sample's id, the number of the draw and the position, so that it is the same for any
-number of workers. Labels are drawn by one forward pass of each batch, of what each sample
-predicts alone, and are data from then on: were they drawn again for the comparison with ordinary
-passes, rounding could draw others.
+number of workers. Labels are drawn by one forward pass of each batch, from what each sample predicts
+alone, and are data from then on: were they drawn again for the comparison with ordinary passes,
+rounding could draw others.
 """
 
 from __future__ import annotations
