@@ -17,7 +17,7 @@ from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import taken_rows, whole_column
 from trakstore.planning import human_bytes
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.same_rows import need_same_rows
 from trakstore.scores.saving import scores_token
 
@@ -147,6 +147,8 @@ def transition(
     array([-0.67, -0.61])
     """
     pairs = [(before, after), *null]
+    for one in (before, after):
+        need_scores(one)
     k = _check(pairs, scale, k)
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
     remaining = _remaining_limit(before.shape[1], memory_limit)

@@ -19,7 +19,12 @@ from trakstore.storage.tables.index_documents import Recall
 @with_request()
 def index(
     checked: Annotated[
-        int, Option(help="Targets whose exact lists are compared with those of the index.", min=0)
+        int,
+        Option(
+            metavar="N",
+            help="Targets whose exact lists are compared with those of the index.",
+            min=0,
+        ),
     ] = 16,
     anew: Annotated[
         bool, Option("--anew", help="Build it by the rows as they are now, whatever is stored.")

@@ -314,7 +314,7 @@ class RowComputer:
             for name in [*parts[0]]
         }
         if "label" in joined and not self.skip_bad_rows:
-            need_classes(joined["label"], self.classes, start)
+            need_classes(joined["label"], self.classes, start, self.ids)
         bad = self._bad(joined, start, stop)
         if not self.skip_bad_rows:
             bad.refuse()
@@ -359,8 +359,9 @@ class RowComputer:
 
     def _lightness(self, batch: Any) -> float:
         """Return how many samples of a batch need what one of those measured needs."""
-        one = tensor_bytes(cut(batch, 0, 1))
-        return 1.0 if self.need is None else self.need.of_samples_like(one)
+        if self.need is None:
+            return 1.0
+        return self.need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
         """Return columns on their way to the CPU, or None where memory did not suffice."""

@@ -22,7 +22,7 @@ from trakstore.features.exchanged import exchanged
 from trakstore.features.heap import keep_freed_memory
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
-from trakstore.features.plain import backward, copied
+from trakstore.features.plain import backward, copied, each_tensor
 from trakstore.features.projectors import Projector, Sliced
 from trakstore.features.sharding import WHOLE, Sharding, Take
 from trakstore.features.wording import first_sentence
@@ -91,6 +91,11 @@ class GenericEngine:
         self.tolerance = 1e-3
         self.first: Any = None
         self._vmap_works: bool | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether this process has all of the model."""
+        return self._sharding.whole
 
     @property
     def tensor_parallel(self) -> bool:
@@ -248,4 +253,4 @@ def _first_leaf(batch: Any) -> Tensor:
 
 def cut(batch: Any, start: int, stop: int) -> Any:
     """Return some samples of a batch, one after another."""
-    return tree.tree_map(lambda tensor: tensor[start:stop], batch)
+    return each_tensor(lambda tensor: tensor[start:stop], batch)
