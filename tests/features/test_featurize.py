@@ -149,6 +149,29 @@ def test_a_compiled_model_has_the_same_features(tmp_path: Path, make: Any) -> No
     run(compiled, data, tmp_path / "0.zarr")  # and it is the same checkpoint
 
 
+class Wrapped(nn.Module):
+    """A model that has a part under the name that ``torch.compile`` gives a whole one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._orig_mod, self.head = nn.Linear(12, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.tanh(self._orig_mod(x)))
+        return out
+
+
+def test_a_part_that_is_called_as_compiled_models_are_is_a_part(tmp_path: Path) -> None:
+    options = {"projector": ts.ProjectionSpec("identity"), "output": "cross_entropy"}
+    model, data = seeded(Wrapped), Samples(5)
+    features = column(run(model, data, tmp_path / "s.zarr", **options), "features")
+    loss = nn.functional.cross_entropy(model(data.x[:1]), data.y[:1])
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    own = torch.cat([one.ravel() for one in gradient]).numpy()
+    assert features.shape == (5, 12 * 5 + 5 + 5 * 3 + 3)
+    np.testing.assert_allclose(features[0], own, rtol=1e-4, atol=1e-6)
+
+
 def _in_place(model: Any) -> Any:
     model.compile(backend="eager")
     return model

@@ -202,6 +202,15 @@ def test_what_a_forward_put_in_place_of_a_tensor_is_put_back() -> None:
     assert mean.shape == (4,)
 
 
+def test_an_expanded_parameter_is_put_back() -> None:
+    model = nn.Linear(5, 3)
+    model.weight = nn.Parameter(torch.randn(3, 1).expand(3, 5))
+    before = model.weight.detach().clone()
+    with kept(model):
+        model.weight.data = torch.zeros(3, 1).expand(3, 5)
+    assert torch.equal(model.weight, before) and model.weight.stride() == (1, 0)
+
+
 def test_a_model_that_cannot_be_copied() -> None:
     model: Any = mlp()
     model.lock = Lock()

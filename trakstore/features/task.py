@@ -131,7 +131,7 @@ class SplitTask:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector, sharding)
             rows, probe, batches = _probed(
-                job, epoch, split, samples, device, engine, output, spec, watch, clock
+                job, epoch, split, samples, device, engine, output, spec, watch, clock, sharding
             )
             blame = partial(blaming_samples, batches, job.model, output, alone=sharding.whole)
             wanted = SplitSpec(
@@ -281,6 +281,7 @@ def _probed(
     spec: StoreSpec,
     watch: WeightWatch,
     clock: Stopwatch,
+    sharding: Sharding,
 ) -> tuple[RowComputer, Columns, Batches]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
@@ -327,7 +328,7 @@ def _probed(
         pick=lambda rows: batches.picked(rows.tolist()),
         check=job.check,
         skip_bad_rows=job.skip_bad_rows,
-        labels=samples.labels(model, output),
+        labels=samples.labels(model, output, sharding),
     )
     with explained(model, output, first), _blaming_changes(watch):
         columns = computer.columns(*probed)
