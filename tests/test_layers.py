@@ -320,6 +320,7 @@ ORDER: dict[str, list[str]] = {
         "shares",
         "twins",
         "incoming",
+        "training_measures",
         "recorder",
         "run_records",
         "featurize",
