@@ -50,7 +50,8 @@ class TRAKAttributor:
         By default the first GPU where there is one, else the CPU.
     store : path or FeatureStore, optional
         Where features are kept; by default a temporary folder that goes with this object, in which
-        features of other weights or data replace those before. A given store refuses them.
+        each call computes its features, and replaces those before. A given store has them computed
+        once, and refuses those of other weights or data, which it tells by all ids and 32 samples.
     damping, projector : optional
         As in :func:`trakstore.trak_scores`; ``ProjectionSpec("sjlt", proj_dim)`` when None.
 

@@ -13,6 +13,7 @@ from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
 from trakstore.scores.factored import Scores
+from trakstore.scores.running_lists import check_finite
 
 Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]
 # Bytes for each score of a window: as computed, as float64, sorted, and scratch.
@@ -30,6 +31,8 @@ def target_windows(
     ------
     TrakStoreError
         For anything but two dimensions.
+    NumericsError
+        A score is NaN or infinite: a statistic of it would be no number either, or a wrong one.
     MemoryLimitError
         When the scores of one target do not fit.
     """
@@ -39,7 +42,9 @@ def target_windows(
         else:
             part = scores.isel(target=slice(start, stop))
         # Statistics of float32 scores are taken in float64.
-        yield start, stop, np.asarray(part, dtype=np.float64)
+        rows = np.asarray(part, dtype=np.float64)
+        check_finite(rows, start, np.arange(rows.shape[1]))
+        yield start, stop, rows
 
 
 def window_ranges(
