@@ -137,6 +137,7 @@ ORDER: dict[str, list[str]] = {
         "trak_attributor",
         "over_time",
         "bias",
+        "experiments",
         "traker",
         "gradient_rows",
         "unprojected",
