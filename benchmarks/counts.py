@@ -10,25 +10,27 @@ in bfloat16 and 50 in float32. It is arithmetic, and no measurement: no card has
 is beside the same count of forward and backward passes.
 
 Counted in November 2026 (launches, GB, ms): first, when products were sheared on the chip, and now,
-when small gradients wait for one another, batch norms and zeros around images are not written, and few
-positions are done in turn:
+when small gradients and small products wait for one another, batch norms and zeros around images are
+not written, and few positions are done in turn:
 
 ========================================  =====================  =====================  ============
 batch, dtype, dim                         first / sheared        now                    plain passes
 ========================================  =====================  =====================  ============
 Llama-like 1.1e9, bfloat16, 4,096: sjlt   3,593 / 2,811          2,701 / 133 / 83.3     2,607 / 124 /
-  kronecker                               3,923 / 2,878          2,878 / 120 / 71.1     86.2
+  kronecker                               3,923 / 2,878          2,660 / 119 / 70.7     86.2
 GPT-2-like 1.6e8, bfloat16, 2,048: sjlt   1,069 / 602            596 / 40.6 / 21.0      481 / 34.8 /
-  kronecker                               1,233 / 640            640 / 36.0 / 18.5      21.0
+  kronecker                               1,233 / 640            594 / 36.1 / 18.6      21.0
 GPT-2-like, float32, 2,048: sjlt          1,067 / 677            673 / 83.4 / 132       481 / 69.5 /
-  kronecker                               1,133 / 638            638 / 71.5 / 110       148
+  kronecker                               1,133 / 638            592 / 71.6 / 110       148
 ResNet-18, float32, 2,048: sjlt           515 / 326              288 / 12.2 / 7.18      165 / 2.87 /
-  kronecker                               508 / 284              247 / 3.58 / 3.89      4.93
+  kronecker                               508 / 284              241 / 3.61 / 3.90      4.93
 ResNet-18, bfloat16, 2,048: sjlt          516 / 283              231 / 2.90 / 1.15      165 / 1.43 /
-  kronecker                               551 / 307              270 / 2.20 / 1.02      0.776
+  kronecker                               551 / 307              264 / 2.22 / 1.03      0.776
 ========================================  =====================  =====================  ============
 
-Llama's own forward and half backward pass has 2,360 launches, of which sjlt's are 1.14 times as many.
+Llama's own forward and half backward pass has 2,360 launches: sjlt has 1.14 times as many, kronecker
+1.13 times (1.22 before its products waited, and query, key and value shared one of their input). To lay
+many tensors behind one another counts as one launch; torch takes one for each 64 to 128 of them.
 ResNet-18 in bfloat16 takes 1.49 times its plain pass, where it took 1.93 (3.90 GB, 1.50 ms).
 """
 

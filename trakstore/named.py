@@ -42,6 +42,7 @@ def load_named(name: str, what: str) -> Any:
     if not separator or not source or not attribute:
         raise TrakStoreError(
             f"a {what} is named like {what}s.py:name or package.module:name, got {name!r}"
+            f"{_without_name(name)}"
         )
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules in the working directory, as `python -m` finds them
@@ -53,6 +54,12 @@ def load_named(name: str, what: str) -> Any:
         public.sort(key=lambda one: _is_imported(vars(module)[one], module))
         raise NotFoundError(f"{source} has no {attribute!r}{did_you_mean(attribute, public)}")
     return getattr(module, attribute)
+
+
+def _without_name(name: str) -> str:
+    """Write the tail of a message where only the name behind a file is missing."""
+    file = name.removesuffix(":")
+    return f"; add a name of that file: {file}:name" if file.endswith(".py") else ""
 
 
 def _is_imported(value: Any, module: ModuleType) -> bool:
@@ -175,7 +182,9 @@ def _import_file(path: Path, what: str) -> Any:
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise NotFoundError(f"{path} cannot be a {what} file: {error.strerror}") from error
     if not there:
-        raise NotFoundError(f"there is no {what} file {path}")
+        beside = sorted(one.name for one in path.parent.glob("*.py"))
+        others = did_you_mean(path.name, beside) if beside else ""
+        raise NotFoundError(f"there is no {what} file {path}{others}")
     specification = importlib.util.spec_from_file_location(path.stem, path.resolve())
     if specification is None or specification.loader is None:
         raise NotFoundError(f"{path} cannot be imported")

@@ -18,9 +18,6 @@ commands' own help.
 
 """
 
-# What stands for a value, where an option names no word of its own.
-WORDS = {"int": "N", "float": "X", "str": "TEXT"}
-
 
 def page() -> str:
     """Return the page as Markdown: a section a command, with its arguments, options and an example."""
@@ -34,11 +31,6 @@ def page() -> str:
         r"**Example**:\n\n```console\n$ \1\n```",
         body,
         flags=re.MULTILINE,
-    )
-    body = re.sub(
-        r"<(?:list\[)?(\w+)\]?(?: range)?>`",
-        lambda kind: WORDS.get(kind[1], kind[1].upper()) + "`",
-        body,
     )
     # Descriptions are plain text, in which these begin no markup.
     outside = re.split(r"(```.*?```|`[^`\n]*`)", body, flags=re.DOTALL)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+import typer.main
 
 import trakstore as ts
 from trakstore.cli import main
@@ -103,6 +105,15 @@ class Ran(NamedTuple):
 
 
 Run = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parameters_of_a_function_are_looked_up_once() -> Iterator[None]:
+    """Keep what typer reads from each command's function: every run builds all commands anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        looked_up = cache(typer.main.get_params_from_function)
+        patch.setattr(typer.main, "get_params_from_function", looked_up)
+        yield
 
 
 @pytest.fixture

@@ -215,7 +215,11 @@ def asks(what):
     return small()
 """
 JOBS = {
-    "file": ("{folder}/job.py:small", "there is no job file"),
+    "file": (
+        "{folder}/job.py:small",
+        "there is no job file {folder}/job.py; did you mean 'jobs.py'?",
+    ),
+    "no name": ("{folder}/jobs.py", "add a name of that file: {folder}/jobs.py:name"),
     "module": ("nowhere.jobs:small", "there is no module"),
     "form": ("small", "a job is named like"),
     "name": ("{folder}/jobs.py:smal", "did you mean 'small'"),
@@ -260,7 +264,7 @@ def test_jobs(case: str, run: Any, jobs: Path, tmp_path: Path) -> None:
     place = tmp_path / "new.zarr"
     arguments = text.format(folder=jobs.parent).split()
     ran = run("featurize", *arguments, "--store", place, "--json")
-    assert said.format() in ran.error
+    assert said.format(folder=jobs.parent) in ran.error
     assert not place.exists()
 
 

@@ -189,12 +189,15 @@ def job():
 """
 
 
-def test_control_c_keeps_what_is_committed(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_control_c_keeps_what_is_committed(
+    run: Any, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "jobs.py").write_text(STOPPING)
-    command = [sys.executable, "-m", "trakstore", "featurize", "jobs.py:job", "--store", "a.zarr"]
+    command = ["featurize", "jobs.py:job", "--store", "a.zarr"]
+    started = [sys.executable, "-m", "trakstore", *command]
     stopping = {**environment, "STOP": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=stopping, **pipes) as process:
+    with subprocess.Popen(started, cwd=tmp_path, env=stopping, **pipes) as process:
         until = time.monotonic() + 60
         while not list(tmp_path.rglob("written/c.1.0")) and time.monotonic() < until:
             assert process.poll() is None, process.communicate()
@@ -209,10 +212,10 @@ def test_control_c_keeps_what_is_committed(tmp_path: Path, environment: dict[str
         f"stopped: rows committed in a.zarr: train at epoch 0 {4 * written}/40\n"
         "interrupted: what was committed is kept; give the same command again\n"
     )
-    ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert f"wrote {40 - 4 * written} rows in {10 - written} blocks" in ran.stdout
+    monkeypatch.chdir(tmp_path)
+    ran = run(*command)
+    assert ran.code == 0, ran.err
+    assert f"wrote {40 - 4 * written} rows in {10 - written} blocks" in ran.out
     assert np.isfinite(ts.open_store(tmp_path / "a.zarr").features(0, "train").values).all()
 
 

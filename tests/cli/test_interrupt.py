@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import trakstore as ts
+from trakstore.cli.commands import Command
 
 ROOT = Path(ts.__file__).parent.parent
 
@@ -106,3 +107,35 @@ def test_a_score_that_was_interrupted_goes_on(
     assert len((tmp_path / "log").read_text().split()) == 40 - kept
     saved = ts.open_scores(store, "a")
     np.testing.assert_allclose(saved, np.asarray(ts.trak_scores(store)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+def test_a_list_that_was_interrupted_has_no_result(store: ts.FeatureStore, tmp_path: Path) -> None:
+    running = start(tmp_path, 0.3, "topk", str(store.location.address))
+    wait_for(lambda: (tmp_path / "log").exists())
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (130, "")
+    assert err.splitlines() == ["interrupted: there is no result yet; give the same command again"]
+
+
+LEFT = {
+    "featurize": "what was committed is kept; give the same command again",
+    "evaluate lds": "what was committed is kept; give the same command again",
+    "evaluate checks": "there is no result yet; give the same command again",
+    "report": "no page was written; give the same command again",
+    "export": "no file was made; give the same command again",
+}
+
+
+@pytest.mark.parametrize("words", LEFT)
+def test_what_is_left_after_an_interrupt(
+    words: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> None:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Command, "load", lambda _: stopped)
+    ran = run(*words.split())
+    assert (ran.code, ran.out, ran.err) == (130, "", f"interrupted: {LEFT[words]}\n")

@@ -209,8 +209,8 @@ def test_what_the_model_predicts(run: Any, jobs: Path, tmp_path: Path, out: Path
     place = tmp_path / "j.zarr"
     run("featurize", f"{jobs}:small", "--store", place)
     targets = [part for row in range(6) for part in ("--target", f"@{row}")]
-    asked = ["report", place, "-o", out, "--k", "2", *targets, "--job"]
-    assert run(*asked, f"{jobs}:small").code == 0
+    asked = ["report", place, "-o", out, "--k", "2"]
+    assert run(*asked, *targets, "--job", f"{jobs}:small").code == 0
     job = load_job(f"{jobs}:small")
     inputs, labels = job.datasets["test"].tensors
     classes = job.load("final")(inputs).argmax(1)
@@ -222,7 +222,7 @@ def test_what_the_model_predicts(run: Any, jobs: Path, tmp_path: Path, out: Path
     assert ["wrong" in (tab["data-words"] or "").split() for tab in tabs] == wrong
     gone = jobs.with_name("gone.py")
     gone.write_text(jobs.read_text().replace("checkpoints=states", "checkpoints={'final': 'a.pt'}"))
-    ran = run(*asked, f"{gone}:small")
+    ran = run(*asked, "--target", "@0", "--job", f"{gone}:small")
     missing = "there is no checkpoint file or folder a.pt"
     assert ran.code == 0 and f"left out: Predictions: {missing}" in ran.out
     assert missing in out.read_text()
@@ -274,7 +274,7 @@ def test_token_ids_ask_for_a_render(
         ("numbers", [], False),
         ("rows", ["--render", f"{texts}:words"], False),
     ]:
-        asked = ["--job", f"{texts}:{name}", "-o", out, "--k", "2", "--count", "2", *render]
+        asked = ["--job", f"{texts}:{name}", "-o", out, "--k", "2", "--count", "1", *render]
         ran = run("report", store.location, *asked)
         assert (ran.code, ran.out.endswith(said)) == (0, hints), ran.err
 

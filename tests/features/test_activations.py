@@ -21,6 +21,8 @@ from trakstore.errors import (
     TrakStoreError,
 )
 from trakstore.features import featurize
+from trakstore.features.activations import NamedActivations
+from trakstore.features.outputs import as_output
 from trakstore.methods.neighbours import neighbours
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.exchange.to_files import export_split
@@ -235,3 +237,60 @@ def test_a_crash_in_the_middle_leaves_no_hook(tmp_path: Path) -> None:
         featurize(model, Images(9), tmp_path / "s.zarr", activations="body.0", progress=False)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     shutil.rmtree(tmp_path / "s.zarr", ignore_errors=True)
+
+
+class Mixed(nn.Module):
+    """A layer whose samples are not where, or what, they would be alone."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer, self.head = nn.Linear(64, 6), nn.Linear(6, 5), nn.Linear(5, 4)
+        self.way, self.passes = way, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        h = self.first(x)
+        if self.way == "sorted":
+            order = h[:, 0].argsort()
+            return self.head(self.layer(h[order])[order.argsort()])
+        if self.way == "reversed":
+            return self.head(self.layer(h.flip(0)).flip(0))
+        if self.way == "centred":
+            h = h - 0.5 * h.mean(0)
+        if self.way == "asked" and bool((h[:, 0] > 0.3).any()):
+            h = 0.5 * h
+        if self.way == "out of sight":
+            h = h + torch.from_numpy(h.detach().numpy()[::-1].copy())
+        out: Tensor = self.head(self.layer(h))
+        return out
+
+
+@pytest.mark.parametrize("way", ["sorted", "reversed", "centred", "asked", "out of sight", "plain"])
+@pytest.mark.parametrize("name", ["layer", "layer.input"])
+def test_activations_are_those_of_each_sample_alone(way: str, name: str) -> None:
+    model, samples = Mixed(way).eval(), Images(12)
+    named = NamedActivations(model, as_output("margin"), name)
+    batch = samples.x, samples.y
+    rows = named.of(batch)[f"activations.{name}"]
+    passes, model.passes = model.passes, 0
+    alone = [
+        named.of((x[None], y[None]))[f"activations.{name}"] for x, y in zip(*batch, strict=True)
+    ]
+    torch.testing.assert_close(rows, torch.cat(alone), rtol=1e-5, atol=1e-6)
+    # Samples that are surely in their places take one pass.
+    assert passes == (1 if way == "plain" else 13) and model.passes == 12
+
+
+def test_complex_activations_are_refused(tmp_path: Path) -> None:
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waves, self.head = nn.Identity(), nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.waves(torch.fft.fft(x)).abs())
+            return out
+
+    with pytest.raises(TrakStoreError, match=r"activations\.waves gives complex numbers"):
+        featurize(Waves(), Images(4), tmp_path / "s.zarr", activations="waves", progress=False)

@@ -322,6 +322,7 @@ def test_what_does_not_fit() -> None:
         (SquaredError(), x, "regression needs samples"),
         (Margin(), (x, y), "integer labels"),
         (CrossEntropy(), {"x": x}, r"or dicts with 'labels' \(or 'label'\), got one with \['x'\]"),
+        (CrossEntropy(), [x], "got a list of 1: the inputs without the label"),
         (CausalLM(), {"x": x}, "'labels' or 'input_ids'"),
         (CausalLM(), (x,), "needs logits"),
         (MaskedLM(), {"input_ids": x}, "masked_lm needs dicts"),

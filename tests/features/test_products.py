@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from trakstore.features.layers import convolution
 from trakstore.features.projectors import Outer, make_projector
-from trakstore.features.projectors.kronecker import _multiplied
 from trakstore.features.projectors.products import Side, aligned, low_dtype, times, wide_bmm
+from trakstore.features.projectors.thin_factors import ThinFactors
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -80,9 +80,10 @@ def test_signs_over_a_root_are_exact_in_16_bits(side: int) -> None:
 
 @pytest.mark.parametrize("positions", [1, 3])
 def test_a_unit_is_multiplied_with_the_product(positions: int) -> None:
-    left, right = torch.randn(2, 4, positions), torch.randn(2, positions, 5)
+    left, right = torch.randn(2, positions, 4), torch.randn(2, positions, 5)
     for unit in (1.0, 0.25):
-        torch.testing.assert_close(_multiplied(left, right, unit), left @ right * unit)
+        product = ThinFactors(left, right, unit).multiplied()
+        torch.testing.assert_close(product, left.mT @ right * unit)
 
 
 def test_a_convolution_of_one_side_is_padded_as_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,17 @@ import pytest
 import reference_projection as reference
 import torch
 
-from trakstore.features.projectors import SJLT, Gathered, Rademacher, make_projector, triton
+from trakstore.features.projectors import (
+    SJLT,
+    Gathered,
+    Rademacher,
+    make_projector,
+    run_shares,
+    triton,
+)
 from trakstore.features.projectors import rademacher as rademacher_file
 from trakstore.features.projectors import sjlt as sjlt_file
+from trakstore.features.projectors.run_shares import share_count
 from trakstore.spec import ParameterSpec, ProjectionKind, ProjectionSpec
 
 pytest.importorskip("triton", reason="kernels need Triton, which there is for Linux")
@@ -31,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 # rows, rest, dim: runs that wrap around, several of them, shorter than dim, of one position
-SHAPES = [(5, 40, 16), (3, 300, 130), (20, 1, 40), (3, 5, 8), (2, 50, 7), (1, 1, 1)]
+SHAPES = [(5, 40, 16), (3, 150, 130), (20, 1, 40), (3, 5, 8), (2, 50, 7), (1, 1, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -80,14 +88,14 @@ def test_runs_in_the_middle_of_a_row_are_those_of_the_whole(rest: int, scaled: b
     shape = (5, rest)
     factors = {"w": (torch.rand(5) + 0.5, torch.rand(rest) + 0.5)} if scaled else None
     projector = SJLT(ProjectionSpec("sjlt", dim=16), ParameterSpec((("w", shape),)), factors)
-    g, index = tile(9, *shape), torch.randint(0, 5, (9, 7))
+    g, index = tile(3, *shape), torch.randint(0, 5, (3, 4))
     g[:, :, :20] = 0
     own = projector.of_columns({"w": (20, rest)})
     assert own.first_columns["w"] == 16
     close(projected(own, g[:, :, 16:]), projected(projector, g))
-    values = tile(9, 7, rest)
+    values = tile(3, 4, rest)
     values[:, :, :20] = 0
-    outs = [torch.zeros(9, 16, device=DEVICE) for _ in range(2)]
+    outs = [torch.zeros(3, 16, device=DEVICE) for _ in range(2)]
     projector.add_gathered(outs[0], Gathered("w", index.to(DEVICE), values.to(DEVICE)))
     own.add_gathered(outs[1], Gathered("w", index.to(DEVICE), values[:, :, 16:].to(DEVICE)))
     close(outs[1].cpu().numpy(), outs[0].cpu().numpy())
@@ -104,13 +112,13 @@ def test_copies_of_a_sketch() -> None:
 def test_gathered_rows_are_those_of_whole_gradients(kind: ProjectionKind) -> None:
     spec = ProjectionSpec(kind, dim=20)
     projector = make_projector(spec, ParameterSpec((("w", (30, 24)),)))
-    index = torch.randint(0, 30, (10, 6), generator=torch.Generator().manual_seed(0))
-    values, whole = tile(10, 6, 24), torch.zeros(10, 30, 24)
-    for b in range(10):
+    index = torch.randint(0, 30, (9, 3), generator=torch.Generator().manual_seed(0))
+    values, whole = tile(9, 3, 24), torch.zeros(9, 30, 24)
+    for b in range(9):
         whole[b].index_add_(0, index[b], values[b])
-    out = torch.zeros(10, 20, device=DEVICE)
+    out = torch.zeros(9, 20, device=DEVICE)
     projector.add_gathered(out, Gathered("w", index.to(DEVICE), values.to(DEVICE)))
-    expected = whole.reshape(10, -1).double().numpy() @ reference.matrix(spec, {"w": (30, 24)})
+    expected = whole.reshape(9, -1).double().numpy() @ reference.matrix(spec, {"w": (30, 24)})
     close(out.cpu().numpy(), expected)
 
 
@@ -136,9 +144,16 @@ def test_tiles_and_gathered_rows_are_scaled(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sjlt", "rademacher"])
-def test_many_programs_add_their_parts(kind: ProjectionKind) -> None:
-    """Enough entries that they are shared out."""
-    shape = (2, 1100) if kind == "rademacher" else (260, 1)
+def test_many_programs_add_their_parts(
+    kind: ProjectionKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enough entries that they are shared out, where a program should have fewer of them."""
+    monkeypatch.setattr(signs, "_STEPS", 4)
+    monkeypatch.setattr(signs, "_PAIRS", 128)
+    monkeypatch.setattr(run_shares, "_STEPS", 28)
+    shape = (2, 150) if kind == "rademacher" else (61, 1)
+    count = signs._shares(8, 300) if kind == "rademacher" else share_count(3, *shape, 8)
+    assert count == 2
     spec = ProjectionSpec(kind, dim=8)
     parameters = ParameterSpec((("w", shape),))
     g = tile(3, *shape)

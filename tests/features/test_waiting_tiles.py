@@ -9,7 +9,7 @@ import pytest
 import reference_projection as reference
 import torch
 
-from trakstore.features.projectors import SJLT, Outer, waiting_tiles
+from trakstore.features.projectors import SJLT, Outer, run_shares, waiting_tiles
 from trakstore.features.projectors import sjlt as sjlt_file
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
@@ -20,13 +20,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Odd shapes; rows of several runs, that wrap around; enough items that programs share them.
-SHAPES = {"a": (5, 40), "b": (3, 7), "c": (4, 110), "d": (260, 1)}
+SHAPES = {"a": (5, 40), "b": (3, 7), "c": (4, 110), "d": (61, 1)}
 PARAMETERS = ParameterSpec(tuple(SHAPES.items()))
 
 
 @pytest.fixture(autouse=True)
 def kernels_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sjlt_file, "usable", lambda device, _=7: device.type == DEVICE.type)
+
+
+@pytest.fixture(autouse=True)
+def programs_have_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two programs share 61 rows: each step takes the interpreter 10 milliseconds."""
+    monkeypatch.setattr(run_shares, "_STEPS", 28)
 
 
 def products(first_row: int = 0) -> tuple[list[Outer], torch.Tensor]:
@@ -110,7 +116,7 @@ def test_bits_do_not_depend_on_the_batches_before(
     outers, gradients = products()
     sizes = [3 * rows * columns for rows, columns in SHAPES.values()]
     # Before it is formed, a gradient may be as large as one of whole tiles.
-    all_but_last = sum(sizes[:3]) + 3 * 264 * 8
+    all_but_last = sum(sizes[:3]) + 3 * 64 * 8
     most = all_but_last if kept == 4 else all_but_last - 1
     monkeypatch.setattr(waiting_tiles, "_BYTES", 4 * most)
     spec = ProjectionSpec("sjlt", dim=50)
@@ -142,7 +148,7 @@ def test_memory_is_taken_at_once_after_the_first_batch() -> None:
 def test_sums_of_programs_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     projector, (outers, _) = SJLT(ProjectionSpec("sjlt", dim=50, s=4), PARAMETERS), products()
     each = [projector.sums_of(3, *shape) for shape in SHAPES.values()]
-    assert each == [600, 600, 600, 2 * 600], "of 260 rows two parts are added"
+    assert each == [600, 600, 600, 2 * 600], "of 61 rows two parts are added"
     monkeypatch.setattr(waiting_tiles, "_BYTES", 4 * 1200)
     waiting, out = waiting_tiles.WaitingTiles(projector), torch.zeros(3, 50, device=DEVICE)
     monkeypatch.setattr(projector, "add_tiles", mock.Mock())

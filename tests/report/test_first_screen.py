@@ -148,7 +148,7 @@ def test_how_stable_ranks_are(page: Written) -> None:
     found = evolution(ts.trak_scores(page.store), 4)
     for at in (0, 7):
         foot = panel(page, at).split("<tfoot>")[1].split("</tfoot>")[0]
-        cells = re.findall(r"<td>(.*?)</td>", foot)
+        cells = re.findall(r"<td>(.*?)</td>", foot.split("kept of the first 4", 1)[1])
         kept = [f"{4 * one:.0f}" for one in found["kept"].values[1:, at]]
         same = [f"{one:.2f}".replace("-", "−") for one in found["spearman"].values[1:, at]]
         assert cells == ["", *kept, "", *same]
@@ -156,6 +156,18 @@ def test_how_stable_ranks_are(page: Written) -> None:
     kept_of_all, correlation = (float(np.median(last[name])) for name in ("kept", "spearman"))
     said = f"From epoch 2 to 3 a target keeps {4 * kept_of_all:.3g} of its first 4 proponents"
     assert said in head(page.text) and f"rank correlation is {correlation:.2f}" in head(page.text)
+
+
+def test_own_output_and_loss_stand_below_the_scores_of_each_epoch(page: Written) -> None:
+    for at in (0, 7):
+        foot = panel(page, at).split("<tfoot>")[1].split("kept of the first")[0]
+        names = re.findall(r'<th scope="row">(.*?)</th>', foot)[:2]
+        assert names == ["output (margin)", "loss"]
+        for name, line in zip(("output", "loss"), foot.split("</tr>"), strict=False):
+            stored = [page.store.split(epoch, "test").column(name)[at] for epoch in (1, 2, 3)]
+            cells = [one.replace("−", "-") for one in re.findall(r"<td>(.*?)</td>", line)]
+            assert cells == [f"{one:.3g}" for one in stored]
+    assert "the target's own output (margin) and loss, and how far" in panel(page, 0)
 
 
 def test_numbers_of_a_target_have_one_format(page: Written) -> None:

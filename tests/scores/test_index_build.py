@@ -17,14 +17,14 @@ from trakstore.errors import (
     SpecMismatchError,
     TrakStoreError,
 )
-from trakstore.kernels import Dual
 from trakstore.scores import index_build
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
+from trakstore.storage.group_documents import group_document
 from trakstore.storage.growth import give_again
 
 DIM, ROWS = 24, 300
-PATH = "_indexes/train/unweighted"
+PATH = "_indexes/train/rows.0"
 
 
 def features(rows: int, seed: int) -> np.ndarray:
@@ -85,8 +85,11 @@ def stopped(scores: ts.Scores, at: int, **how: int) -> None:
 
 
 def assert_equal(one: ts.TrainIndex, other: ts.TrainIndex) -> None:
-    for name in ("turns", "signs", "lengths", "checksums"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    for own, their in zip(one.parts, other.parts, strict=True):
+        np.testing.assert_array_equal(own.coder.directions, their.coder.directions)
+        np.testing.assert_array_equal(own.checksums, their.checksums)
+        for mine, yours in zip(own.codes, their.codes, strict=True):
+            np.testing.assert_array_equal(mine, yours)
 
 
 @pytest.mark.parametrize(
@@ -109,59 +112,49 @@ def test_a_refused_build_leaves_the_index_that_is_there(store, options, error):
     assert_equal(ts.open_index(scores), before)
 
 
-@pytest.mark.parametrize("wrong", [{"damping": 10.0}, {"damping": 10.0, "solver": Dual()}])
-def test_a_build_with_another_damping_that_is_refused_leaves_the_index(store, wrong):
-    scores = ts.trak_scores(store)
-    before = ts.build_index(scores)
-    with pytest.raises(TrakStoreError, match=r"holds none|memory limit"):
-        ts.build_index(
-            ts.trak_scores(store, **wrong), memory_limit="20kB" if len(wrong) < 2 else None
-        )
-    assert_equal(ts.open_index(scores), before)
-
-
 def test_a_limit_for_the_codes_in_memory_is_looked_at_before(store):
     scores = ts.trak_scores(store)
     before = ts.build_index(scores)
-    other = ts.trak_scores(store, damping=10.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_build, "_workers", lambda *_: 1)
         with pytest.raises(MemoryLimitError, match="in memory"):
-            ts.build_index(other, checked=0, memory_limit="12kB")
+            ts.build_index(scores, checked=0, seed=1, memory_limit="12kB")
     assert_equal(ts.open_index(scores), before)
 
 
-def test_a_stopped_build_goes_on_with_its_own_damping_alone(store, monkeypatch, coded):
+def test_a_stopped_build_goes_on_with_its_own_directions(store, monkeypatch, coded):
     monkeypatch.setattr(index_build, "chunk_rows_of", lambda *_: 100)
     high, low = ts.trak_scores(store, damping=1e4), ts.trak_scores(store, damping=1e-3)
     stopped(high, 200)
     coded.clear()
+    # The directions are those of rows, and serve all kernels.
     after = ts.build_index(low)
-    assert sorted(coded) == [(0, 100), (100, 200), (200, 300)]
-    assert after.document.dampings == (low.parts[0].factor.damping,)
+    assert sorted(coded) == [(200, 300)]
     store.location.delete_folder("_indexes")
-    assert_equal(ts.build_index(low), after)
-
-
-def test_a_stopped_build_says_the_damping_of_its_turns(store, monkeypatch):
-    monkeypatch.setattr(index_build, "chunk_rows_of", lambda *_: 100)
-    first, near = ts.trak_scores(store, damping=10.0), ts.trak_scores(store, damping=11.0)
-    stopped(first, 200)
-    index = ts.build_index(near)
-    assert index.document.dampings == (first.parts[0].factor.damping,)
-    store.location.delete_folder("_indexes")
-    assert_equal(ts.build_index(first), index)
-
-
-def test_the_damping_that_is_stored_stays_with_its_turns(store, coded):
-    damping = 1.0
-    first = ts.build_index(ts.trak_scores(store, damping=damping))
+    assert_equal(ts.build_index(high), after)
+    stopped(low, 200, seed=1)
     coded.clear()
-    index = ts.build_index(ts.trak_scores(store, damping=1.19 * damping))
-    assert not coded and index.document.dampings == first.document.dampings
+    ts.build_index(low, seed=2)
+    assert sorted(coded) == [(0, 100), (100, 200), (200, 300)]
+
+
+def test_scores_of_another_kind_code_nothing(store, coded):
+    first = ts.build_index(ts.trak_scores(store))
+    coded.clear()
+    index = ts.build_index(ts.trak_scores(store, damping=10.0))
+    assert not coded and len(index.recalls) == len(first.recalls) + 1
     assert_equal(index, first)
-    again = ts.build_index(ts.trak_scores(store, damping=1.19**2 * damping))
-    assert coded and again.document.dampings != first.document.dampings
+
+
+def test_indexes_of_an_earlier_trakstore_are_passed_over_and_go(store):
+    ts.build_index(ts.trak_scores(store))
+    older = Path(str(store.location)) / "_indexes/train/unweighted"
+    older.mkdir()
+    document = group_document({"kernel": "unweighted", "turned_rows": 300, "arrays": []})
+    (older / layout.DOCUMENT).write_bytes(document)
+    assert ts.verify_store(store.location).ok
+    ts.build_index(ts.trak_scores(store))
+    assert not older.exists() and ts.verify_store(store.location).ok
 
 
 @pytest.mark.parametrize("how", [{}, {"damping": 10.0}, {"seed": 1}])
@@ -235,7 +228,7 @@ def test_arrays_have_documents_of_their_length_after_a_growth_that_was_stopped(s
     put = Location.put
 
     def failing(place, values):
-        if f"{PATH}/signs/zarr.json" in values:
+        if f"{PATH}/level/zarr.json" in values:
             raise LocationError("the disk is full")
         put(place, values)
 
@@ -251,9 +244,9 @@ def test_arrays_have_documents_of_their_length_after_a_growth_that_was_stopped(s
 def test_chunks_of_an_index_that_was_small_grow(store, coded):
     ts.build_index(ts.trak_scores(store))
     index = ts.build_index(ts.trak_scores(append(store, 900)))
-    signs = Path(str(store.location)) / f"{PATH}/signs/c/0"
-    assert len(list(signs.iterdir())) == 1 and coded[-1] == (0, 1200)
-    assert index.document.rows == 1200
+    levels = Path(str(store.location)) / f"{PATH}/level/c"
+    assert len(list(levels.iterdir())) == 1 and coded[-1] == (0, 1200)
+    assert index.rows == 1200
 
 
 def test_a_stopped_growth_and_another_append_keep_what_was_coded(store, monkeypatch, coded):
@@ -269,8 +262,8 @@ def test_a_stopped_growth_and_another_append_keep_what_was_coded(store, monkeypa
     assert done and sorted([*coded, *done]) == [(300, 400), (400, 500), (500, 580)]
     store.location.delete_folder("_indexes")
     whole = ts.build_index(scores)
-    for name in ("signs", "lengths", "checksums"):
-        assert getattr(index, name).shape == getattr(whole, name).shape
+    for one, other in zip(index.parts[0].codes, whole.parts[0].codes, strict=True):
+        assert one.shape == other.shape
     assert ts.verify_store(store.location).ok
 
 
@@ -279,11 +272,11 @@ def test_indexes_of_dropped_rows_go(store, monkeypatch, whole):
     monkeypatch.setattr(index_build, "chunk_rows_of", lambda *_: 100)
     write(store, 1, "train", ROWS)
     write(store, 1, "test", 6)
-    both, plain = ts.trak_scores(store), ts.grad_dot_scores(store, epochs=1)
+    first, plain = ts.trak_scores(store, epochs=0), ts.grad_dot_scores(store, epochs=1)
     if whole:
-        ts.build_index(both)
+        ts.build_index(first)
     else:
-        stopped(both, 200)
+        stopped(first, 200)
     kept = ts.build_index(plain)
     store.drop(0, "train")
     assert not (Path(str(store.location)) / PATH).exists()
@@ -303,7 +296,7 @@ def test_an_index_with_a_damaged_document_is_built_again(store, document):
 def test_an_index_that_was_begun_is_told_as_such(store):
     scores = ts.trak_scores(store)
     stopped(scores, 0)
-    with pytest.raises(NotFoundError, match="'unweighted' that was built to its end: run") as told:
+    with pytest.raises(NotFoundError, match="at epoch 0 that was built to its end: run") as told:
         ts.open_index(scores)
     assert "did you mean" not in str(told.value)
 
@@ -311,7 +304,7 @@ def test_an_index_that_was_begun_is_told_as_such(store):
 @pytest.mark.parametrize("rows", [0, 40])
 def test_an_index_with_a_damaged_chunk_is_built_again(store, rows):
     ts.build_index(ts.trak_scores(store))
-    path = Path(str(store.location)) / layout.chunk_key(f"{PATH}/signs", (0, 0, 0))
+    path = Path(str(store.location)) / layout.chunk_key(f"{PATH}/level", (0, 0))
     path.write_bytes(path.read_bytes()[::-1])
     scores = ts.trak_scores(append(store, rows) if rows else store)
     index = ts.build_index(scores)
@@ -324,7 +317,7 @@ def test_a_damaged_chunk_of_a_stopped_build_is_coded_again(store, monkeypatch, c
     monkeypatch.setattr(index_build, "chunk_rows_of", lambda *_: 100)
     scores = ts.trak_scores(store)
     stopped(scores, 200)
-    chunk = Path(str(store.location)) / layout.chunk_key(f"{PATH}/signs", (0, 1, 0))
+    chunk = Path(str(store.location)) / layout.chunk_key(f"{PATH}/level", (1, 0))
     content = bytearray(chunk.read_bytes())
     content[3] ^= 1
     chunk.write_bytes(bytes(content))

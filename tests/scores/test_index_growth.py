@@ -1,4 +1,4 @@
-"""Indexes whose rows grew: turns that no longer fit are made anew, by themselves or when asked."""
+"""Indexes whose rows grew: directions that no longer fit are found anew, also when that is asked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import pytest
 import trakstore as ts
 from trakstore.errors import SpecMismatchError, TrakStoreError
 from trakstore.scores import index_build
-from trakstore.scores.index_rows import IndexedRows
-from trakstore.storage import layout
-from trakstore.storage.group_documents import group_document
-from trakstore.storage.tables.saved_table import read_table
+from trakstore.scores.row_codes import Coder
 
 DIM, FEW, FIRST = 128, 16, 600
 
@@ -22,6 +19,13 @@ def rows(count: int, few: float, others: float, seed: int) -> np.ndarray:
     """Rows that vary in a few directions and in all others, by these standard deviations."""
     spread = np.where(np.arange(DIM) < FEW, few, others)
     return (np.random.default_rng(seed).standard_normal((count, DIM)) * spread).astype(np.float32)
+
+
+def others(count: int) -> np.ndarray:
+    """Rows that are huge in two directions of their own, beside which all others are rounded away."""
+    x = rows(count, 1, 0.15, 2)
+    x[:, -2:] *= 30_000
+    return x
 
 
 @pytest.fixture
@@ -46,64 +50,69 @@ def append(store: ts.FeatureStore, x: np.ndarray) -> ts.FeatureStore:
 
 
 def recall(index: ts.TrainIndex) -> float:
-    (told,) = index.document.recalls
+    (told,) = index.recalls
     return told.recall
 
 
 @pytest.fixture
-def turned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of rows that turns are made of from now on."""
+def found(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts of the times that directions are found from now on."""
     counts: list[int] = []
-    turns = IndexedRows.turns
+    own = Coder.directions_of
     monkeypatch.setattr(
-        IndexedRows,
-        "turns",
-        lambda one, seed: counts.append(one.columns[0].shape[0]) or turns(one, seed),
+        Coder,
+        "directions_of",
+        staticmethod(lambda rows, seed: counts.append(len(rows)) or own(rows, seed)),
     )
     return counts
 
 
-def test_rows_that_more_than_doubled_have_turns_of_their_own(store, turned):
+def test_rows_that_more_than_doubled_have_directions_of_their_own(store, found):
     ts.build_index(ts.trak_scores(store), checked=40)
     grown = ts.trak_scores(append(store, rows(1800, 0.6, 0.3, 2)))
     index = ts.build_index(grown, checked=40)
-    # By the turns of the first rows it is 0.41.
-    assert turned == [FIRST, FIRST + 1800] and recall(index) > 0.7
-    assert index.document.turned_rows == FIRST + 1800
+    assert len(found) == 2 and index.parts[0].document.first_rows == FIRST + 1800
     ts.build_index(grown, checked=40)
-    assert len(turned) == 2
+    assert len(found) == 2
 
 
-def test_turns_that_find_far_less_after_an_append_are_made_anew(store, turned, monkeypatch):
-    ts.build_index(ts.trak_scores(store), checked=40)
-    grown = ts.trak_scores(append(store, rows(600, 0.6, 0.3, 2)))
+def test_directions_that_find_far_less_after_an_append_are_found_anew(store, found, monkeypatch):
+    before = ts.build_index(ts.trak_scores(store), checked=40)
+    grown = ts.trak_scores(append(store, others(600)))
     # What was measured before the append is known to a call that goes on with one that was stopped.
     codes = index_build._EncodePass._codes
     monkeypatch.setattr(index_build._EncodePass, "_codes", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ts.build_index(grown, checked=40)
     monkeypatch.setattr(index_build._EncodePass, "_codes", codes)
+    made, measured = [], index_build.measured
+    monkeypatch.setattr(
+        index_build, "measured", lambda *given: made.append(measured(*given)) or made[-1]
+    )
     index = ts.build_index(grown, checked=40)
-    # It was 0.83, and is 0.66 by the turns of the first rows.
-    assert turned == [FIRST, FIRST + 600] and recall(index) > 0.75
+    assert len(found) == 2 and index.parts[0].document.first_rows == FIRST + 600
+    by_old, by_new = (one.recalls[0].recall for one in made)
+    assert by_old < recall(before) - 0.1 < by_new == recall(index)
 
 
-def test_turns_that_find_as_much_stay(store, turned):
+def test_directions_that_find_as_much_stay(store, found):
     before = ts.build_index(ts.trak_scores(store), checked=40)
     after = ts.build_index(ts.trak_scores(append(store, rows(100, 1, 0.02, 2))), checked=40)
-    assert turned == [FIRST] and after.document.turned_rows == FIRST
-    np.testing.assert_array_equal(after.turns, before.turns)
+    assert len(found) == 1 and after.parts[0].document.first_rows == FIRST
+    np.testing.assert_array_equal(after.parts[0].coder.directions, before.parts[0].coder.directions)
 
 
-def test_an_index_is_built_anew_where_that_is_asked(store, turned):
+def test_an_index_is_built_anew_where_that_is_asked(store, found):
     x = rows(400, 0.6, 0.3, 2)
     ts.build_index(ts.trak_scores(store), checked=0)
     grown = ts.trak_scores(append(store, x))
     kept = ts.build_index(grown, checked=0)
-    assert turned == [FIRST] and kept.document.rows == FIRST + 400
+    assert len(found) == 1 and kept.rows == FIRST + 400
     index = ts.build_index(grown, checked=0, anew=True)
-    assert turned == [FIRST, FIRST + 400] and not np.array_equal(index.turns, kept.turns)
-    np.testing.assert_array_equal(ts.open_index(grown).signs, index.signs)
+    assert len(found) == 2
+    one, other = index.parts[0], kept.parts[0]
+    assert not np.array_equal(one.coder.directions, other.coder.directions)
+    np.testing.assert_array_equal(ts.open_index(grown).parts[0].codes.levels, one.codes.levels)
     for wrong in (1, "yes", None):
         with pytest.raises(TrakStoreError, match="anew must be True or False"):
             ts.build_index(grown, anew=wrong)
@@ -116,22 +125,5 @@ def test_an_index_of_more_rows_than_there_are_is_replaced_where_that_is_asked(st
     with pytest.raises(SpecMismatchError, match=r"700 rows, these scores have 600.*--anew"):
         ts.build_index(scores, checked=0)
     index = ts.build_index(scores, checked=0, anew=True)
-    assert index.document == first.document
-    np.testing.assert_array_equal(index.signs, first.signs)
-
-
-def test_an_index_of_before_its_turns_were_told_opens_and_grows(store, turned):
-    scores = ts.trak_scores(store)
-    index = ts.build_index(scores, checked=0)
-    document = read_table(store.location, index.path)
-    del document["turned_rows"]
-    key = layout.document_key(index.path)
-    store.location.put({key: group_document(document)})
-    old = ts.open_index(scores)
-    assert old.document.turned_rows == 0
-    np.testing.assert_array_equal(old.signs, index.signs)
-    grown = store
-    for count in (500, 500):
-        grown = append(grown, rows(count, 1, 0.02, count + grown.split(0, "train").rows))
-        index = ts.build_index(ts.trak_scores(grown), checked=0)
-    assert turned == [FIRST, FIRST + 1000] and ts.verify_store(store.location).ok
+    assert index.parts[0].document == first.parts[0].document
+    np.testing.assert_array_equal(index.parts[0].codes.levels, first.parts[0].codes.levels)

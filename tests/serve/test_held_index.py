@@ -36,9 +36,9 @@ def test_an_index_is_asked_about_its_method_and_epochs(
     built = ts.build_index(scores, checked=8)
     query, exact = ts.Query(store, index=True).prepare(), ts.Query(store)
     asked = []
-    estimate = train_index.TrainIndex._estimate
+    estimate = train_index.EpochIndex.estimate
     monkeypatch.setattr(
-        train_index.TrainIndex, "_estimate", lambda *given: asked.append(1) or estimate(*given)
+        train_index.EpochIndex, "estimate", lambda *given: asked.append(1) or estimate(*given)
     )
     for target in (0, 5):
         answer, wanted = query.ask(target=f"@{target}", k=5), exact.ask(target=f"@{target}", k=5)
@@ -49,7 +49,7 @@ def test_an_index_is_asked_about_its_method_and_epochs(
                 [one.score for one in found], [one.score for one in true], rtol=1e-4
             )
         said = answer.provenance["index"]
-        assert said["recall"] == built.document.recalls[0].recall and said["checked"] == 8
+        assert said["recall"] == built.recalls[0].recall and said["checked"] == 8
         assert said["order"] == "largest"
         assert answer.share == 1 and "index" not in wanted.provenance
     # Of two epochs, for each of the ends.

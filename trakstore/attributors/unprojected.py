@@ -29,8 +29,8 @@ from trakstore.methods.sampled_kernel import SampledKernel, sampled_kernel
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import Rows, take, whole_column
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Index
-from trakstore.scores.factored import positions as positions_of
+from trakstore.scores.places import Index
+from trakstore.scores.places import positions as positions_of
 from trakstore.storage.dropped_rows import dropped_error
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split

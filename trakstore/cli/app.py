@@ -13,7 +13,8 @@ import typer
 from typer import Option
 
 import trakstore
-from trakstore.cli.commands import COMMANDS, EVALUATIONS
+from trakstore.cli.commands import COMMANDS, EVALUATIONS, NO_RESULT, named_command
+from trakstore.cli.help_text import HelpedCommand, HelpedGroup, paragraphs
 from trakstore.cli.output import error_line, tolerant_streams
 from trakstore.cli.uncollected import uncollected
 from trakstore.errors import NO_THREADS, TrakStoreError, lacks_threads
@@ -82,22 +83,27 @@ def command_line(words: Sequence[str] | None = None) -> Any:
     """
     app = typer.Typer(
         name="trakstore",
+        cls=HelpedGroup,
         help="Which training examples made the model do this, and when did it learn it?",
         epilog="Start with: trakstore demo",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    evaluate = typer.Typer(name="evaluate", help="Are the scores true? Checks, and comparisons.")
+    evaluate = typer.Typer(
+        name="evaluate", cls=HelpedGroup, help="Are the scores true? Checks, and comparisons."
+    )
     app.callback(invoke_without_command=True)(_root)
     for group, commands in ((app, COMMANDS), (evaluate, EVALUATIONS)):
         for command in commands:
             asked = words is None or command.name in words
+            function = command.load() if asked else _not_imported
             register = group.command(
                 command.name,
-                help=None if asked else command.summary,
+                cls=HelpedCommand,
+                help=paragraphs(function) if asked else command.summary,
                 epilog=f"Example: {command.example}",
             )
-            register(command.load() if asked else _not_imported)
+            register(function)
     app.add_typer(evaluate)
     line = typer.main.get_command(app)
     _hide_missing_defaults(line)
@@ -130,7 +136,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return _closed_pipe()
     if code == INTERRUPTED:
-        error_line("what was committed is kept; give the same command again", "interrupted")
+        command = named_command(sys.argv[1:] if given is None else given)
+        error_line(NO_RESULT if command is None else command.interrupted, "interrupted")
     return int(code or 0)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+
+KEPT = "what was committed is kept; give the same command again"
+NO_RESULT = "there is no result yet; give the same command again"
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,15 @@ class Command:
         First paragraph of the function's docstring.
     example : str
         A line that its help ends with.
+    interrupted : str
+        What is left after Ctrl-C, and what to do then.
     """
 
     name: str
     place: str
     summary: str
     example: str
+    interrupted: str = NO_RESULT
 
     def load(self) -> Callable[..., None]:
         """Import the function that runs the command."""
@@ -42,13 +48,15 @@ COMMANDS = (
         "demo:demo",
         "Train on digits, store features, and draw what helped and what harmed: under a minute.",
         "trakstore demo --out trakstore-demo",
+        KEPT,
     ),
     Command(
         "featurize",
         "featurize:featurize",
         "Write the features of a job's data sets to a store, going on where an earlier "
         "run stopped.",
-        "trakstore featurize jobs.py:digits --store run.zarr --split train --split test",
+        "trakstore featurize jobs.py:digits --store run.zarr",
+        KEPT,
     ),
     Command(
         "estimate",
@@ -72,13 +80,15 @@ COMMANDS = (
         "score",
         "score:score",
         "Compute the score of every target with every train row, and save the matrix in the store.",
-        "trakstore score run.zarr --targets test --train train --save test-on-train",
+        "trakstore score run.zarr --save test-on-train",
+        KEPT,
     ),
     Command(
         "drop",
         "drop:drop",
         "Delete saved scores, or rows with drawn labels whose gram is kept, from a store.",
         "trakstore drop run.zarr --scores test-on-train",
+        KEPT,
     ),
     Command(
         "topk",
@@ -91,6 +101,7 @@ COMMANDS = (
         "index:index",
         "Build an index of the train rows, or add the rows that were appended since.",
         "trakstore index run.zarr --method trak",
+        KEPT,
     ),
     Command(
         "neighbours",
@@ -109,7 +120,7 @@ COMMANDS = (
         "transitions",
         "transitions:transitions",
         "List the train samples whose influence on the targets grew and shrank most.",
-        "trakstore transitions run.zarr --before 100 --after 1000 --null 50,100",
+        "trakstore transitions run.zarr --before 10 --after 100 --null 5,10",
     ),
     Command(
         "groups",
@@ -128,30 +139,35 @@ COMMANDS = (
         "report:report",
         "Write one HTML page: targets with the samples that helped and harmed them, and when.",
         "trakstore report run.zarr --job jobs.py:digits -o report.html",
+        "no page was written; give the same command again",
     ),
     Command(
         "serve",
         "serve:serve",
         "Answer over HTTP, and on a page, which train samples made the model do this.",
         "trakstore serve run.zarr --job jobs.py:digits --port 8765",
+        "the service had not started; give the same command again",
     ),
     Command(
         "verify",
         "verify:verify",
         "Read every byte of a store and report what is damaged; exit code 1 when something is.",
         "trakstore verify run.zarr --repair",
+        "the rest of the store was not read; give the same command again",
     ),
     Command(
         "export",
         "export:export",
         "Copy a split to a .npy (one column) or Parquet (all columns) file, block by block.",
         "trakstore export run.zarr --epoch 10 --split train --to train.parquet",
+        "no file was made; give the same command again",
     ),
     Command(
         "import",
         "import_traker:import_",
         "Copy the features of a finished traker 0.3 run into a store, an epoch for each model id.",
         "trakstore import trak_results --store run.zarr --parameters 11173962",
+        KEPT,
     ),
 )
 
@@ -168,7 +184,8 @@ EVALUATIONS = (
         "evaluate.lds:lds",
         "Compare scores with models that were trained on random subsets: the linear "
         "datamodeling score.",
-        "trakstore evaluate lds run.zarr --models halves --trainer jobs.py:trainer --count 200",
+        "trakstore evaluate lds run.zarr --models halves --trainer jobs.py:new",
+        KEPT,
     ),
     Command(
         "counterfactual",
@@ -176,6 +193,7 @@ EVALUATIONS = (
         "Train again without each target's top samples, and without as many others.",
         "trakstore evaluate counterfactual run.zarr --models removed --trainer "
         "jobs.py:trainer --target 17",
+        KEPT,
     ),
     Command(
         "mislabels",
@@ -188,7 +206,7 @@ EVALUATIONS = (
         "evaluate.efficiency:efficiency",
         "Measure a job on the first samples of its splits, each combination of sizes in "
         "a new process.",
-        "trakstore evaluate efficiency jobs.py:digits --train-rows 1000 --dim 512 --dim 2048",
+        "trakstore evaluate efficiency jobs.py:digits --dim 512 --dim 2048",
     ),
     Command(
         "stability",
@@ -198,3 +216,18 @@ EVALUATIONS = (
         "trakstore evaluate stability run.zarr --other seed1.zarr --k 10",
     ),
 )
+
+
+def named_command(words: Sequence[str]) -> Command | None:
+    """Find the command that a line's first words name, where they name one.
+
+    Examples
+    --------
+    >>> named_command(["evaluate", "lds", "run.zarr"]).name
+    'lds'
+    >>> named_command(["--version"]) is None
+    True
+    """
+    first, second = (*words, "", "")[:2]
+    among, name = (EVALUATIONS, second) if first == "evaluate" else (COMMANDS, first)
+    return next((one for one in among if one.name == name), None)

@@ -20,18 +20,31 @@ if TYPE_CHECKING:
 
 BEYOND = (10**6, 10**8, 10**9)  # rows that are estimated besides those asked for
 MOST = 10**12  # of anything: more is a slip of the finger
+MOST_DIM = 2**31 - 1
+
+
+def _number(help_text: str, *names: str, most: int = MOST) -> Any:
+    """Make an option that takes a number from 1 to ``most``."""
+
+    # A callback, since the help would show `max=` beside each option.
+    def checked(number: int) -> int:
+        if number > most:
+            raise BadParameter(f"{number} is more than {most:,}, the most that is estimated")
+        return number
+
+    return Option(*names, metavar="N", min=1, help=help_text, callback=checked)
 
 
 def estimate(
-    rows: Annotated[int, Option(min=1, max=MOST, help="Train rows.")] = 10**6,
-    dim: Annotated[int, Option(min=1, max=2**31 - 1, help="Dimension of the features.")] = 2048,
-    targets: Annotated[int, Option(min=1, max=MOST, help="Targets that are asked about.")] = 1000,
-    epochs: Annotated[int, Option(min=1, max=MOST, help="Checkpoints.")] = 1,
-    k: Annotated[int, Option("--k", "-k", min=1, max=MOST, help="Entries of each list.")] = 100,
+    rows: Annotated[int, _number("Train rows.")] = 10**6,
+    dim: Annotated[int, _number("Dimension of the features.", most=MOST_DIM)] = 2048,
+    targets: Annotated[int, _number("Targets that are asked about.")] = 1000,
+    epochs: Annotated[int, _number("Checkpoints.")] = 1,
+    k: Annotated[int, _number("Entries of each list.", "--k", "-k")] = 100,
     dtype: StoredDtype = "float32",
-    workers: Annotated[int, Option(min=1, max=MOST, help="Processes as fast as this one.")] = 1,
+    workers: Annotated[int, _number("Processes as fast as this one.")] = 1,
     rate: Annotated[
-        float | None, Option(min=0, help="Samples a second that featurize makes.")
+        float | None, Option(metavar="RATE", min=0, help="Samples a second that featurize makes.")
     ] = None,
     memory_limit: MemoryLimit = None,
     as_json: Json = False,

@@ -20,8 +20,8 @@ def export(
     to: Annotated[
         Path, Option(metavar="FILE", help="A new .npy or .parquet file.", dir_okay=False)
     ],
-    split: Annotated[str, Option(help="The split.")] = "train",
-    column: Annotated[str, Option(help="The column of an .npy file.")] = FEATURES,
+    split: Annotated[str, Option(metavar="SPLIT", help="The split.")] = "train",
+    column: Annotated[str, Option(metavar="COLUMN", help="The column of an .npy file.")] = FEATURES,
     as_json: Json = False,
 ) -> None:
     """Copy a split to a .npy (one column) or Parquet (all columns) file, block by block."""

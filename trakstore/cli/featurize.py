@@ -40,10 +40,11 @@ def featurize(
     ],
     epoch: Epochs = None,
     split: Annotated[
-        list[str] | None, Option(help="A data set of the job, repeatable; default: all.")
+        list[str] | None,
+        Option(metavar="SPLIT", help="A data set of the job, repeatable; default: all."),
     ] = None,
     batch_size: Annotated[
-        int | None, Option(min=1, help="Samples of a batch; default: the job's.")
+        int | None, Option(metavar="N", min=1, help="Samples of a batch; default: the job's.")
     ] = None,
     memory_limit: Annotated[
         str | None,
@@ -120,7 +121,7 @@ def featurize(
             "or none. auto: of each label where they are integers and few, else none.",
         ),
     ] = "auto",
-    sample_seed: Annotated[int, Option(min=0, help="Seed of the draw.")] = 0,
+    sample_seed: Annotated[int, Option(metavar="SEED", min=0, help="Seed of the draw.")] = 0,
     fsdp: Annotated[
         bool,
         Option("--fsdp", help="Share the model between the ranks that torchrun starts (FSDP2)."),
@@ -134,13 +135,16 @@ def featurize(
         ),
     ] = 1,
     device: Annotated[
-        str | None, Option(help="Such as cuda:1; default: this rank's GPU, or cpu.")
+        str | None,
+        Option(metavar="DEVICE", help="Such as cuda:1; default: this rank's GPU, or cpu."),
     ] = None,
     rank: Annotated[
-        int | None, Option(min=0, help="Number of this worker; default: as the launcher says.")
+        int | None,
+        Option(metavar="N", min=0, help="Number of this worker; default: as the launcher says."),
     ] = None,
     world_size: Annotated[
-        int | None, Option(min=1, help="Number of workers; default: as the launcher says.")
+        int | None,
+        Option(metavar="N", min=1, help="Number of workers; default: as the launcher says."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -23,7 +23,7 @@ def import_(
         Option(metavar="ID", help="A model id, repeatable; default: all."),
     ] = None,
     parameters: Annotated[
-        int | None, Option(help="Scalars that were differentiated, to scale features.")
+        int | None, Option(metavar="N", help="Scalars that were differentiated, to scale features.")
     ] = None,
     dtype: StoredDtype = "float32",
     as_json: Json = False,

@@ -19,7 +19,12 @@ from trakstore.storage.tables.index_documents import Recall
 @with_request()
 def index(
     checked: Annotated[
-        int, Option(help="Targets whose exact lists are compared with those of the index.", min=0)
+        int,
+        Option(
+            metavar="N",
+            help="Targets whose exact lists are compared with those of the index.",
+            min=0,
+        ),
     ] = 16,
     anew: Annotated[
         bool, Option("--anew", help="Build it by the rows as they are now, whatever is stored.")
@@ -29,24 +34,24 @@ def index(
 ) -> None:
     """Build an index of the train rows, or add the rows that were appended since.
 
-    `trakstore topk --approximate` and `trakstore serve --index` ask it. It is kept in the store, and is
-    of one kernel and damping: name the method and damping that will be asked about. It is quick for
-    uncompressed stores on a local disk; elsewhere whole chunks are read for each target. Where
-    many samples were masked, or the recall is low, --anew may find more.
+    `trakstore topk --approximate` and `trakstore serve --index` ask it. It is kept in the store, and
+    serves all methods; the share of the true lists that it finds is measured for the method and damping
+    that are named. It is quick for uncompressed stores on a local disk; elsewhere whole chunks are read
+    for each target. Where the recall is low, --anew may find more.
     """
     with asked.workplace():
         scores = asked.scores()
         made = build_index(scores, checked=checked, anew=anew, memory_limit=asked.memory_limit)
-        known = recall_of(made.document, scores, MEASURED_ORDER)
-    values = made.document.values
-    del values["recalls"]
+        known = recall_of(made, scores, MEASURED_ORDER)
     recall: dict[str, Any] = {"recall": None} if known is None else asdict(known)
-    document = {"index": made.path, "bytes": made.nbytes, **values, **recall}
+    paths = [one.path for one in made.parts]
+    document = {"index": paths, "bytes": made.nbytes, "rows": made.rows, **recall}
     asked.answer(document, _shown(made, known))
 
 
 def _shown(made: TrainIndex, known: Recall | None) -> list[str]:
-    lines = [f"{made.path}: {made.document.rows:,} rows, {human_bytes(made.nbytes)}"]
+    paths = ", ".join(one.path for one in made.parts)
+    lines = [f"{paths}: {made.rows:,} rows, {human_bytes(made.nbytes)}"]
     if known is not None:
         share, checked = f"{100 * known.recall:.0f}%", known.checked
         lines.append(

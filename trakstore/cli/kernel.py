@@ -16,12 +16,15 @@ from trakstore.report.terminal_tables import kernel_table
 
 @with_request("targets", "train", "kernel", "method", "learning_rate", "allow_other_weights")
 def kernel(
-    split: Annotated[str, Option(help="Split whose features make the kernel.")] = "train",
+    split: Annotated[
+        str, Option(metavar="SPLIT", help="Split whose features make the kernel.")
+    ] = "train",
     weighting: Annotated[
         str,
         Option(
+            metavar="WEIGHTS",
             help="Weights of the rows: auto (trak's), none (published-trak's), logistic (influence's), "
-            "logistic-T with a temperature T, or loss."
+            "logistic-T with a temperature T, or loss.",
         ),
     ] = "auto",
     *,

@@ -114,11 +114,13 @@ def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> tuple[
 def _few_labels(dataset: Any, rows: Sequence[int], rate: float) -> NDArray[Any] | None:
     """Return the labels of all samples; None where they are no strata that a share can be drawn of."""
     from trakstore.features.loading import stratum
+    from trakstore.features.reading import read_sample
 
     labels: list[int] = []
     for row in rows:
+        sample = read_sample(dataset, int(row))
         try:
-            label = stratum(dataset[row], "label")
+            label = stratum(sample, "label")
         except TrakStoreError:  # samples without labels, or with several numbers for one
             return None
         if not isinstance(label, int | np.integer):

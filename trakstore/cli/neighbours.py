@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def neighbours(
     k: ListLength = 10,
     target: Target = None,
-    metric: Annotated[str, Option(help="l2 or cosine.")] = "l2",
+    metric: Annotated[str, Option(metavar="METRIC", help="l2 or cosine.")] = "l2",
     activations: Annotated[
         str | None,
         Option(
@@ -30,7 +30,8 @@ def neighbours(
         ),
     ] = None,
     epoch: Annotated[
-        str | None, Option(help="A checkpoint; may be left out where there is one.")
+        str | None,
+        Option(metavar="EPOCH", help="A checkpoint; may be left out where there is one."),
     ] = None,
     *,
     asked: ScoreRequest,

@@ -62,7 +62,7 @@ LearningRate = Annotated[
     ),
 ]
 Target = Annotated[list[str] | None, target_option("all")]
-ListLength = Annotated[int, Option("--k", "-k", min=1, help="Entries of each list.")]
+ListLength = Annotated[int, Option("--k", "-k", metavar="N", min=1, help="Entries of each list.")]
 Targets = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are the targets.")]
 Train = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are scored.")]
 Damping = Annotated[
@@ -78,7 +78,11 @@ Kernel = Annotated[
     ),
 ]
 Method = Annotated[
-    str, Option(help="trak, published-trak, influence, tracin, grad-dot, grad-cos or whitened-cos.")
+    str,
+    Option(
+        metavar="METHOD",
+        help="trak, published-trak, influence, tracin, grad-dot, grad-cos or whitened-cos.",
+    ),
 ]
 MemoryLimit = Annotated[
     str | None,
@@ -110,17 +114,24 @@ Scheduler = Annotated[
 ]
 ScoreDevice = Annotated[
     str,
-    Option("--device", help="Device that multiplies and sums, such as cuda; reading is the CPU's."),
+    Option(
+        "--device",
+        metavar="DEVICE",
+        help="Device that multiplies and sums, such as cuda; reading is the CPU's.",
+    ),
 ]
 StoredDtype = Annotated[
     str,
     Option(
+        metavar="DTYPE",
         help="Stored precision: float32, float16, or int8 with a scale for each row.",
         callback=_stored_dtype,
     ),
 ]
-SampleSplit = Annotated[str, Option(help="Split whose samples are listed.")]
-SampleCount = Annotated[int, Option("--k", "-k", min=1, help="Number of samples to list.")]
+SampleSplit = Annotated[str, Option(metavar="SPLIT", help="Split whose samples are listed.")]
+SampleCount = Annotated[
+    int, Option("--k", "-k", metavar="N", min=1, help="Number of samples to list.")
+]
 Json = Annotated[bool, Option("--json", help="Print one JSON document.")]
 
 

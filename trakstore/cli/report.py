@@ -34,12 +34,13 @@ def report(
         ),
     ] = None,
     k: Annotated[
-        int, Option("--k", "-k", min=1, max=MOST_LISTED, help="Entries of each list.")
+        int, Option("--k", "-k", metavar="N", min=1, max=MOST_LISTED, help="Entries of each list.")
     ] = 8,
     target: Annotated[list[str] | None, target_option("--count of them")] = None,
     count: Annotated[
         int,
         Option(
+            metavar="N",
             min=1,
             max=MOST_TARGETS,
             help="Targets where none is named: half by largest loss, the others spread out.",

@@ -36,17 +36,32 @@ def serve(
     index: Annotated[
         bool, Option("--index", help="Ask the index that `trakstore index` built.")
     ] = False,
-    device: Annotated[str | None, Option(help="cpu or cuda; default: a GPU if there is.")] = None,
+    device: Annotated[
+        str | None, Option(metavar="DEVICE", help="cpu or cuda; default: a GPU if there is.")
+    ] = None,
     host: Annotated[
-        str, Option(help="Address to listen at; others than this machine need --token.")
+        str,
+        Option(
+            metavar="ADDRESS", help="Address to listen at; others than this machine need --token."
+        ),
     ] = ("127.0.0.1"),
-    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
+    port: Annotated[
+        int, Option(metavar="N", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8765,
     token: Annotated[
         str | None,
-        Option(envvar="TRAKSTORE_TOKEN", help="Text that requests must bring, to keep others out."),
+        Option(
+            metavar="TEXT",
+            envvar="TRAKSTORE_TOKEN",
+            help="Text that requests must bring, to keep others out.",
+        ),
     ] = None,
-    seconds: Annotated[float, Option(min=0.1, help="Most seconds to an answer.")] = 60.0,
-    waiting: Annotated[int, Option(min=1, help="Most questions that wait at once.")] = 512,
+    seconds: Annotated[
+        float, Option(metavar="SECONDS", min=0.1, help="Most seconds to an answer.")
+    ] = 60.0,
+    waiting: Annotated[
+        int, Option(metavar="N", min=1, help="Most questions that wait at once.")
+    ] = 512,
     *,
     asked: ScoreRequest,
 ) -> None:

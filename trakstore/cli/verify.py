@@ -26,7 +26,9 @@ def verify(
     repair: Annotated[
         bool, Option("--repair", help="Mark bad blocks as missing; the next featurize redoes them.")
     ] = False,
-    workers: Annotated[int | None, Option(min=1, help="Threads; each holds a chunk.")] = None,
+    workers: Annotated[
+        int | None, Option(metavar="N", min=1, help="Threads; each holds a chunk.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read every byte of a store and report what is damaged; exit code 1 when something is.

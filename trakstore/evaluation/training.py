@@ -22,6 +22,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.evaluation.retraining import Retrained
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs import ModelOutput, as_output
+from trakstore.features.reading import read_sample
 from trakstore.quantities import as_whole
 
 # The docs have a page of this module, which shows these names.
@@ -228,7 +229,7 @@ def _single(one: Callable[..., Tensor], *stacked: Any) -> Tensor:
 
 def _all_rows(dataset: Any) -> Any:
     """Collate all samples into one batch."""
-    return default_collate([dataset[i] for i in range(dataset_rows(dataset))])
+    return default_collate([read_sample(dataset, i) for i in range(dataset_rows(dataset))])
 
 
 def _plain(value: Any) -> Any:

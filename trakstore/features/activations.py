@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.features.axes import Axis, Following
+from trakstore.features.gradients import batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import copied
+from trakstore.features.quantised import hidden_products
+from trakstore.features.recording import Recorder
 from trakstore.storage import layout
 
 __all__ = ["NamedActivations"]
@@ -60,6 +65,9 @@ class NamedActivations:
     def of(self, batch: Any) -> dict[str, Tensor]:
         """Compute activations by column, each ``(batch, width)``, float32: one forward pass.
 
+        Where it is not certain that a layer has the samples in order, each as it would be alone, as
+        within a model that sorts them by length on its way, there is one pass for each sample.
+
         Raises
         ------
         TrakStoreError
@@ -67,20 +75,67 @@ class NamedActivations:
         """
         if not self._modules:
             return {}
-        size = len(tree.tree_leaves(batch)[0])
-        with torch.no_grad(), self._watched() as seen:
-            self.output(self.model, copied(batch))
-        return {name: _rows(name, seen[name], size) for name in self.columns}
+        size = batch_size(batch)
+        together = self._passed(batch, size)
+        if all(one.in_order for one in together.values()):
+            return {name: one.rows for name, one in together.items()}
+        parts = [self._passed(cut(batch, at, at + 1), 1) for at in range(size)]
+        return {name: torch.cat([part[name].rows for part in parts]) for name in self.columns}
+
+    def _passed(self, batch: Any, size: int) -> dict[str, _Seen]:
+        """Compute activations of a batch by one pass, in which the samples are followed."""
+        kept = (*self.model.parameters(), *self.model.buffers())
+        following = Following(size, frozenset(map(id, kept)))
+        recorder = Recorder({}, _unasked, following, hidden_products(self.model))
+        # Gradients are on, since what a function makes out of sight is known by being in their graph.
+        with torch.enable_grad(), self._watched(following) as seen:
+            recorder.outputs(self.output, self.model, copied(batch))
+        return {name: _Seen.of(name, seen[name], size) for name in self.columns}
 
     @contextmanager
-    def _watched(self) -> Iterator[dict[str, list[Tensor | None]]]:
-        seen: dict[str, list[Tensor | None]] = {name: [] for name in self.columns}
+    def _watched(self, following: Following) -> Iterator[dict[str, list[_Call]]]:
+        seen: dict[str, list[_Call]] = {name: [] for name in self.columns}
         # Hooks are removed also when the forward raises: the model is the user's.
         with ExitStack() as hooks:
             for name, (module, before) in self._modules.items():
-                hook = _keep(module, seen[name], before)
+                hook = _keep(module, partial(_note, seen[name], following), before)
                 hooks.callback(hook.remove)
             yield seen
+
+
+class _Call(NamedTuple):
+    """Copy of the first tensor of a module's call, and whether each sample is surely in its place."""
+
+    first: Tensor | None
+    in_order: bool
+
+
+class _Seen(NamedTuple):
+    """Activations of a batch, shape (batch, width), and whether each is surely that of its sample."""
+
+    rows: Tensor
+    in_order: bool
+
+    @classmethod
+    def of(cls, name: str, calls: list[_Call], size: int) -> _Seen:
+        # A layer that is used twice has two activations a sample, and one that is not used has none.
+        if len(calls) != 1:
+            raise TrakStoreError(
+                f"{name} was computed {len(calls)} times in a forward pass; name a layer that is used "
+                f"once"
+            )
+        ((first, in_order),) = calls
+        if first is None or first.ndim == 0 or len(first) != size:
+            got = None if first is None else tuple(first.shape)
+            raise TrakStoreError(
+                f"{name} must have its {size} samples in the first dimension, got shape {got}; name "
+                f"another layer"
+            )
+        if first.is_complex():
+            raise TrakStoreError(
+                f"{name} gives complex numbers; activations are real: name another layer"
+            )
+        return cls(first.reshape(size, -1).to(torch.float32), in_order or size == 1)
 
 
 def _module(name: str, known: dict[str, nn.Module]) -> tuple[nn.Module, bool]:
@@ -98,32 +153,26 @@ def _module(name: str, known: dict[str, nn.Module]) -> tuple[nn.Module, bool]:
     )
 
 
-def _keep(module: nn.Module, into: list[Tensor | None], before: bool) -> Any:
+def _keep(module: nn.Module, note: Callable[[Any], None], before: bool) -> Any:
     if before:
         return module.register_forward_pre_hook(
-            lambda _, args, kwargs: into.append(_first((args, kwargs))), with_kwargs=True
+            lambda _, args, kwargs: note((args, kwargs)), with_kwargs=True
         )
-    return module.register_forward_hook(lambda _, __, output: into.append(_first(output)))
+    return module.register_forward_hook(lambda _, __, output: note(output))
 
 
-def _first(tensors: Any) -> Tensor | None:
-    """Return a copy of the first tensor."""
-    # A copy, since the next layer may change the tensor itself in place.
+def _note(into: list[_Call], following: Following, tensors: Any) -> None:
     first = next((one for one in tree.tree_leaves(tensors) if isinstance(one, Tensor)), None)
-    return None if first is None else first.detach().clone()
+    if first is None:
+        into.append(_Call(None, in_order=False))
+        return
+    # What the model asked of all samples at once up to here may have sent some another way than alone.
+    asked = (*following.decided, *following.told)
+    apart = not following.mixed and not any(bool(others.any()) for others in asked)
+    in_order = apart and following.of(first) == Axis(0)
+    # A copy, since the next layer may change the tensor itself in place.
+    into.append(_Call(first.detach().clone(), in_order))
 
 
-def _rows(name: str, seen: list[Tensor | None], size: int) -> Tensor:
-    # A layer that is used twice has two activations a sample, and one that is not used has none.
-    if len(seen) != 1:
-        raise TrakStoreError(
-            f"{name} was computed {len(seen)} times in a forward pass; name a layer that is used once"
-        )
-    (first,) = seen
-    if first is None or first.ndim == 0 or len(first) != size:
-        got = None if first is None else tuple(first.shape)
-        raise TrakStoreError(
-            f"{name} must have its {size} samples in the first dimension, got shape {got}; name "
-            f"another layer"
-        )
-    return first.reshape(size, -1).to(torch.float32)
+def _unasked(*_: Any) -> Tensor:
+    raise AssertionError("no layer has one of no parameters")

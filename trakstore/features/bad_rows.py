@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.features.reading import named_sample
 from trakstore.planning import counted
 from trakstore.storage import layout
 from trakstore.storage.columns import activations_dtype, unstorable
@@ -133,7 +134,8 @@ def _no_class(labels: NDArray[Any] | None, rows: int, classes: int | None) -> ND
     """Tell which rows have a label that is none of the classes."""
     if labels is None or classes is None:
         return np.zeros(rows, dtype=bool)
-    outside: NDArray[np.bool_] = (labels < 0) | (labels >= classes)
+    # Labels may be floats, of which those between two classes would be cut to the lower one.
+    outside: NDArray[np.bool_] = (labels < 0) | (labels >= classes) | (labels != np.floor(labels))
     return outside
 
 
@@ -151,7 +153,9 @@ def _finite(values: NDArray[Any]) -> NDArray[np.bool_]:
     return finite
 
 
-def need_classes(labels: NDArray[Any], classes: int | None, start: int) -> None:
+def need_classes(
+    labels: NDArray[Any], classes: int | None, start: int, ids: NDArray[Any] | None = None
+) -> None:
     """Raise a :class:`TrakStoreError` unless labels are classes of the model, where it has such.
 
     Parameters
@@ -161,12 +165,14 @@ def need_classes(labels: NDArray[Any], classes: int | None, start: int) -> None:
         Number of classes; None where any label is one.
     start : int
         Position of the first row in its split.
+    ids : ndarray, optional
+        Names of the split's rows.
     """
-    if classes is None:
-        return
-    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    bad = np.flatnonzero(_no_class(labels, len(labels), classes))
     if len(bad):
+        label = float(labels[bad[0]])
+        given = f"{label:.0f}" if label.is_integer() else f"{label:.6g}"
         raise TrakStoreError(
-            f"sample {start + bad[0]} has label {labels[bad[0]]:.0f}, the model has classes 0 to "
-            f"{classes - 1}"
+            f"{named_sample(start + int(bad[0]), ids)} has label {given}, the model has classes 0 to "
+            f"{int(classes or 0) - 1}"
         )

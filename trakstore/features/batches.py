@@ -19,7 +19,9 @@ from torch.utils.data import default_collate
 from trakstore.errors import TrakStoreError
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.padding import pad_tokens
+from trakstore.features.reading import REMEDY, named_sample, named_samples, read_sample
 from trakstore.features.sample_columns import SampleColumns
+from trakstore.features.sample_forms import forms, unlike
 from trakstore.features.sorted_batches import (
     MOST_PADDING,
     batches_by_length,
@@ -53,6 +55,8 @@ class Batches:
         Columns that the model and its output take of dicts; None where all are taken.
     as_trainer : bool
         Whether ``collate`` is given those columns alone, as by the ``Trainer`` of transformers.
+    ids : ndarray or None
+        Names of the samples, for messages.
     """
 
     dataset: Any
@@ -60,6 +64,7 @@ class Batches:
     collate: Collate | None = None
     columns: SampleColumns | None = None
     as_trainer: bool = False
+    ids: NDArray[Any] | None = None
 
     @classmethod
     def of(
@@ -69,6 +74,7 @@ class Batches:
         dataset: Any,
         device: torch.device,
         collate: Collate | None,
+        ids: NDArray[Any] | None = None,
     ) -> Batches:
         """Make batches for a model, and see on the first sample which columns a collator can take.
 
@@ -82,11 +88,11 @@ class Batches:
         own = _of_trainer(collate)
         if type(own).__name__ == _FLATTENING:
             log.info("samples are padded, one a row, in place of %s's one row of all", _FLATTENING)
-            return cls(dataset, device, pad_tokens, columns, as_trainer=True)
+            return cls(dataset, device, pad_tokens, columns, as_trainer=True, ids=ids)
         if own is not collate and columns.read is not None:
             # The Trainer's wrapper would also drop what the output reads.
-            return cls(dataset, device, own, columns, as_trainer=True)
-        whole = cls(dataset, device, collate, columns)
+            return cls(dataset, device, own, columns, as_trainer=True, ids=ids)
+        whole = cls(dataset, device, collate, columns, ids=ids)
         if collate is None:
             return whole
         fewer = replace(whole, as_trainer=True)
@@ -109,7 +115,11 @@ class Batches:
         Mappings of any class, and dataclasses, come as dicts; without ``collate``, a list of numbers
         in a sample as a tensor.
         """
-        return self._made([self._sample(index) for index in range(start, stop)], start)
+        return self.picked(range(start, stop))
+
+    def picked(self, rows: Sequence[int]) -> Any:
+        """Read the samples at some positions as a batch; see :meth:`read`."""
+        return self._made([self._sample(index) for index in rows], rows)
 
     def several(
         self, start: int, stop: int, size: int, *, by_length: bool, each: int = 1
@@ -127,7 +137,10 @@ class Batches:
             lengths = np.array([self._length(one) for one in samples[::each]])
             own = batches_by_length(lengths, max(1, size // each))
             parts = [(each * part[:, None] + np.arange(each)).ravel() for part in own]
-        return [(start + rows, self._made([samples[i] for i in rows], start)) for rows in parts]
+        return [
+            (start + rows, self._made([samples[i] for i in rows], (start + rows).tolist()))
+            for rows in parts
+        ]
 
     def _length(self, sample: Any) -> int:
         length = sequence_length(sample)
@@ -149,18 +162,18 @@ class Batches:
             return None
         known = np.array(lengths)
         order = np.argsort(-known, kind="stable").tolist()
-        short, long = (self._made([samples[at]], rows[at]) for at in (order[-1], order[0]))
+        short, long = (self._made([samples[at]], [rows[at]]) for at in (order[-1], order[0]))
         if padded_share(known) <= MOST_PADDING or _numbers(short) >= _numbers(long):
             return None
         return tuple(rows[at] for at in order)
 
-    def _made(self, samples: list[Any], start: int) -> Any:
-        """Make a batch of samples; ``start`` is the position of the first of them in a data set."""
-        batch = _as_tree(self._collated(samples, start))
+    def _made(self, samples: list[Any], rows: Sequence[int]) -> Any:
+        """Make a batch of samples, which have these positions in the data set."""
+        batch = _as_tree(self._collated(samples, rows))
         if self.columns is not None:
             batch = self.columns.of_batch(batch)
         for path, leaf in tree.tree_flatten_with_path(batch)[0]:
-            self._need_rows(leaf, tree.keystr(path), start, start + len(samples))
+            self._need_rows(leaf, tree.keystr(path), rows)
         return self._moved(batch)
 
     def need_repeatable(self, count: int) -> None:
@@ -190,36 +203,52 @@ class Batches:
         )
 
     def _sample(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except (LookupError, TypeError, NotImplementedError) as error:
-            raise TrakStoreError(
-                f"sample {index} cannot be read ({type(error).__name__}: {error}): a data set gives "
-                f"its samples by dataset[0] to dataset[len(dataset) - 1]"
-            ) from error
+        return read_sample(self.dataset, index, self.ids)
 
-    def _collated(self, samples: list[Any], start: int) -> Any:
+    def unlike_first(self, rows: Sequence[int]) -> str:
+        """Say which of some samples is the first of another form than the data set's first one.
+
+        Lengths count where there is no collator that may pad them. Nothing is said where all are alike,
+        or cannot be read.
+        """
+        with suppress(TrakStoreError, ValueError):  # of lists that make no tensor
+            first = forms(_with_tensors(self._sample(0)), shapes=self.collate is None)
+            for row in rows:
+                own = forms(_with_tensors(self._sample(row)), shapes=self.collate is None)
+                if differing := unlike(own, first):
+                    return f"{named_sample(row, self.ids)} has {differing}"
+        return ""
+
+    def _collated(self, samples: list[Any], rows: Sequence[int]) -> Any:
         if self.columns is not None and self.as_trainer:
             samples = self.columns.as_trainer(samples)
         if self.collate is not None:
-            name = f"the collator, of samples {start} to {start + len(samples) - 1}"
-            with blamed_on(name, _text_remedy(samples)):
+            name = f"the collator, of {self._named(rows)}"
+            with blamed_on(name, _text_remedy(samples) or REMEDY):
                 return self.collate(samples)
         if self.columns is not None:
             samples = self.columns.without_metadata(samples)
         try:
             return default_collate([_with_tensors(sample) for sample in samples])
         except (RuntimeError, TypeError, ValueError) as error:
-            last, reason = start + len(samples) - 1, " ".join(str(error).split())
+            reason = " ".join(str(error).split())
+            which = self.unlike_first(rows)
             raise TrakStoreError(
-                f"samples {start} to {last} cannot be put into one batch ({reason[:200]}): make them "
+                f"{self._named(rows)} cannot be put into one batch ({reason[:200]}"
+                f"{which and f'; {which}'}): make them "
                 f"tensors of one shape, or pass collate= that pads them{_padding_collators(samples)}"
             ) from error
 
-    def _need_rows(self, leaf: Any, where: str, start: int, stop: int) -> None:
+    def _named(self, rows: Sequence[int]) -> str:
+        """Name the samples of a batch, with ids of the first and the last that have others."""
+        both = [named_sample(row, self.ids).partition(" (id ")[2] for row in (rows[0], rows[-1])]
+        ids = f" (ids {both[0][:-1]} to {both[1][:-1]})" if all(both) else ""
+        return f"{named_samples(rows)}{ids}"
+
+    def _need_rows(self, leaf: Any, where: str, rows: Sequence[int]) -> None:
         """Raise unless a leaf of a batch is dense and has one row for each sample."""
         dense = isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
-        if dense and leaf.ndim and len(leaf) == stop - start:
+        if dense and leaf.ndim and len(leaf) == len(rows):
             return
         if isinstance(leaf, Tensor) and not dense:
             kind = str(leaf.layout).removeprefix("torch.")
@@ -244,8 +273,8 @@ class Batches:
             )
         maker = "in" if self.collate is not None else "in the data set, or by"
         raise TrakStoreError(
-            f"a batch is a tree of tensors with the batch dimension first; samples {start} to "
-            f"{stop - 1} collate to one that holds {got}{where and f' at {where}'}: {remedy} "
+            f"a batch is a tree of tensors with the batch dimension first; {self._named(rows)} "
+            f"collate to one that holds {got}{where and f' at {where}'}: {remedy} "
             f"({maker} collate=)"
         )
 

@@ -314,7 +314,7 @@ class RowComputer:
             for name in [*parts[0]]
         }
         if "label" in joined and not self.skip_bad_rows:
-            need_classes(joined["label"], self.classes, start)
+            need_classes(joined["label"], self.classes, start, self.ids)
         bad = self._bad(joined, start, stop)
         if not self.skip_bad_rows:
             bad.refuse()

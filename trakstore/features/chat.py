@@ -13,6 +13,7 @@ from torch import Tensor
 from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs.sequences import IGNORED
+from trakstore.features.reading import read_sample
 from trakstore.quantities import as_whole, shown
 
 
@@ -188,7 +189,7 @@ def count_tokens(dataset: Any, tokenizer: Any = None) -> TokenCounts:
     """
     count = dataset_rows(dataset)
     start, end = (getattr(tokenizer, f"{which}_token_id", None) for which in ("bos", "eos"))
-    rows = [_row(dataset[index], index) for index in range(count)]
+    rows = [_row(read_sample(dataset, index), index) for index in range(count)]
     longest = max(len(ids) for ids, _ in rows)
     labelled = [int((labels[1:] != IGNORED).sum()) for _, labels in rows]
     return TokenCounts(

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Subset
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.parameters import canonical_names
+from trakstore.features.reading import number_of_samples, read_sample
 from trakstore.features.sharding import local_part, whole_tensor
 from trakstore.features.streamed import Streamed
 
@@ -124,7 +125,7 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     """
     rows = dataset_rows(dataset)
     digest = hashlib.sha256()
-    for index, first, again in _hashed_twice(dataset):
+    for index, first, again in _hashed_twice(dataset, ids):
         if first != again:
             raise TrakStoreError(
                 f"sample {index} of the data set differs when it is read twice: turn off random "
@@ -140,24 +141,26 @@ def whole_digest(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     """Return SHA-256 over all samples and all ids: no change of a sample goes unseen."""
     digest = hashlib.sha256()
     for index in range(dataset_rows(dataset)):
-        digest.update(_sample_hash(dataset[index]))
+        digest.update(_sample_hash(read_sample(dataset, index, ids)))
     for one in ids.tolist():
         digest.update(f"{one};".encode())
     return digest.hexdigest()
 
 
-def _hashed_twice(dataset: Any) -> Iterator[tuple[int, bytes, bytes]]:
+def _hashed_twice(dataset: Any, ids: np.ndarray[Any, Any]) -> Iterator[tuple[int, bytes, bytes]]:
     """Yield positions of chosen samples, and hashes of each as it is read once and once more."""
     chosen, stream = sampled_rows(dataset), _stream(dataset)
+
+    def hashed(index: int) -> bytes:
+        return _sample_hash(read_sample(dataset, index, ids))
+
     if stream is None:
-        for index in chosen:
-            yield index, _sample_hash(dataset[index]), _sample_hash(dataset[index])
+        yield from ((index, hashed(index), hashed(index)) for index in chosen)
         return
     stream.restart()  # what is held would be the same object
-    first = [_sample_hash(dataset[index]) for index in chosen]
+    first = list(map(hashed, chosen))
     stream.restart()
-    again = [_sample_hash(dataset[index]) for index in chosen]
-    yield from zip(chosen, first, again, strict=True)
+    yield from zip(chosen, first, map(hashed, chosen), strict=True)
 
 
 def _stream(dataset: Any) -> Streamed | None:
@@ -171,7 +174,7 @@ def sampled_rows(dataset: Any) -> list[int]:
 
     Of a stream they are the first ones, since a single pass must not begin with the last.
     """
-    rows = len(dataset)
+    rows = number_of_samples(dataset)
     return hashed_rows(rows if _stream(dataset) is None else min(rows, _SAMPLES))
 
 
@@ -201,9 +204,7 @@ def dataset_rows(dataset: Any, name: str = "the data set") -> int:
             f"{name} is a mapping of {keys or 'nothing'}, and samples are numbered from 0; give one of "
             f"its splits, or a list of samples"
         )
-    if len(dataset) == 0:
-        raise TrakStoreError(f"{name} is empty: it needs one sample or more")
-    return len(dataset)
+    return number_of_samples(dataset, name)
 
 
 def _gives_by_index(dataset: Any) -> bool:

@@ -16,7 +16,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.wording import first_line
 
-__all__ = ["explained", "fit_modules", "need_apart", "need_weights"]
+__all__ = ["explained", "fit_modules", "need_apart", "need_pass", "need_weights"]
 
 _DYNAMIC = "torch.ao.nn.quantized.dynamic"
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
@@ -183,8 +183,10 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def explained(model: nn.Module, output: ModelOutput, batch: Any) -> Iterator[None]:
-    """Say of an error that the model does not take the samples, where that is why."""
+def explained(
+    model: nn.Module, output: ModelOutput, batch: Any, samples: str = "the first samples"
+) -> Iterator[None]:
+    """Say of an error that the model does not take the samples, named so, where that is why."""
     try:
         yield
     except (TrakStoreError, torch.OutOfMemoryError):
@@ -192,11 +194,11 @@ def explained(model: nn.Module, output: ModelOutput, batch: Any) -> Iterator[Non
     except Exception:
         # The model by itself is tried on the samples. If it fails too, that is what is said; if it does
         # not, the error is a fault of this package and stays as it is.
-        _need_pass(model, output, batch)
+        need_pass(model, output, batch, samples)
         raise
 
 
-def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
+def need_pass(model: nn.Module, output: ModelOutput, batch: Any, samples: str) -> None:
     """Raise a :class:`TrakStoreError` if the model by itself does not take these samples."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -224,7 +226,7 @@ def _need_pass(model: nn.Module, output: ModelOutput, batch: Any) -> None:
                 "; where ranks divide layers, heads and widths must be multiples of their number"
             )
         raise TrakStoreError(
-            f"the model does not take the first samples ({got}): {_reason(error)}; {advice}"
+            f"the model does not take {samples} ({got}): {_reason(error)}; {advice}"
         ) from error
 
 

@@ -93,6 +93,11 @@ class GenericEngine:
         self._vmap_works: bool | None = None
 
     @property
+    def whole(self) -> bool:
+        """Tell whether this process has all of the model."""
+        return self._sharding.whole
+
+    @property
     def tensor_parallel(self) -> bool:
         """Tell whether ranks compute the same samples together."""
         return self._sharding.tensor_parallel

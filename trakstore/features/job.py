@@ -18,6 +18,7 @@ from trakstore.features.checkpoints import (
     TrainerFolder,
     by_epoch,
     load_weights,
+    need_epochs,
     need_files,
 )
 from trakstore.features.derived_splits import draws_by_split, need_own_names, runs_by_split
@@ -239,6 +240,7 @@ class Job:
             folder = TrainerFolder.of(Path(self.checkpoints))
             self.checkpoints = folder.checkpoints
             self.learning_rates = {**folder.learning_rates, **self.learning_rates}
+        need_epochs(self.checkpoints)
         self._own_checkpoints()
         for name in ("batch_size", "block_rows", "keep_bits"):
             size = getattr(self, name)

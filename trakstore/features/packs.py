@@ -15,6 +15,7 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.outputs.sequences import IGNORED
 from trakstore.features.padding import row_of_tokens
+from trakstore.features.reading import read_sample
 
 __all__ = ["Documents"]
 
@@ -63,7 +64,7 @@ class Documents:
         count = dataset_rows(packs, "the data set of packs")
         places, self._positions = list[tuple[int, int, int]](), False
         for at in range(count):
-            pack = packs[at]
+            pack = read_sample(packs, at)
             own = [(at, *part) for part in _documents(pack, at)]
             places += own
             self._positions = self._positions or not _from_zero(pack, own)
@@ -92,7 +93,7 @@ class Documents:
         # so that a second thread finds a pack under its own number.
         known, pack = self._last
         if known != at:
-            pack = self.packs[at]
+            pack = read_sample(self.packs, at)
             self._last = at, pack
         return pack
 

@@ -24,6 +24,7 @@ from trakstore.features.evaluated import evaluated
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained, need_apart
 from trakstore.features.job import Job
+from trakstore.features.model_settings import ModelSettings, need_same_settings
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.outputs.tokens import SeparatesTokens, need_tokens
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -350,6 +351,7 @@ class LoadedModels:
                     f"the job's weights of epoch {epoch!r} are {watch.hash[:12]}, the store's features "
                     f"were made with {known[:12]}: name the job that was featurized"
                 )
+            need_same_settings(store, epoch, watch.hash, ModelSettings(model).all)
             selected, output = select_parameters(model, job.parameters), output_on(job, self.device)
             parameters = parameter_spec(selected, job.parameters)
             scale = scale_of_store(store, job, parameters)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Subset
 
 from trakstore.errors import MemoryLimitError, NumericsError
 from trakstore.features.batches import Batches
@@ -78,7 +77,7 @@ def sampled_moments(
     samples = SplitSamples.of(job, split)
     labels = replace(samples, draws=1).labels(job.model, output)
     assert labels is not None
-    batches = Batches.of(job.model, output, samples.given, device, job.collate)
+    batches = Batches.of(job.model, output, samples.given, device, job.collate, samples.given_ids)
     count = min(len(samples.ids), _SAMPLES)
     chosen = np.unique(np.linspace(0, len(samples.ids) - 1, count).astype(np.int64))
     total, used = torch.zeros(sums.dim, dtype=torch.float64), 0
@@ -86,8 +85,7 @@ def sampled_moments(
     within = _Within(engine, limit)
     for draw, (start, stop) in enumerate(ranges(len(chosen), _AT_ONCE)):
         rows, sums.draw = chosen[start:stop], draw
-        subset = Subset(samples.given, rows.tolist())
-        batch = replace(batches, dataset=subset).read(0, len(rows))
+        batch = batches.picked(rows.tolist())
         with explained(job.model, output, batch):
             if not draw:
                 output.check(job.model, copied(cut(batch, 0, 2)))

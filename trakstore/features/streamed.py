@@ -108,5 +108,5 @@ class Streamed:
         except StopIteration:
             raise TrakStoreError(
                 f"the stream ended after {self._next} samples, and {self._rows} were to come: give "
-                f"rows={self._next}"
+                f"rows={self._next}, and drop a split that was begun with more (store.drop)"
             ) from None

@@ -57,6 +57,7 @@ class Tape:
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _running: bool = False
     _pieces: dict[torch.device, Collecting] = field(default_factory=dict)
+    _of_input: dict[Tensor, list[str]] = field(default_factory=dict)
 
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
         """Note a layer; return its output, repeated for each sample where it has none."""
@@ -118,6 +119,10 @@ class Tape:
             return
         inputs = [local_part(tensor).detach() for tensor in (*layer.inputs, *layer.beside)]
         versions = [tensor._version for tensor in inputs]
+        if layer.inputs:
+            names = self._of_input.setdefault(layer.inputs[0], [])
+            names.extend(layer.names)
+            layer.same_input = names
         shape = local_part(output).shape
         arrived = partial(self._arrived, layer, axes, inputs, versions, shape)
         self._hooks.append(base.register_hook(arrived))
@@ -185,6 +190,7 @@ class Tape:
         self.passed.clear()
         self._first.clear()
         self._hooks.clear()
+        self._of_input.clear()
         self.following.close()
 
     def backward(

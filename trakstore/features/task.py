@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import Subset
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
+from trakstore.features.blamed_samples import CheckedBatches, Piece, Read, blaming_samples
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
@@ -25,6 +24,7 @@ from trakstore.features.fingerprint import sampled_rows
 from trakstore.features.first_samples import first_outputs, first_samples
 from trakstore.features.fitness import explained
 from trakstore.features.job import Job
+from trakstore.features.model_settings import ModelSettings, need_same_settings
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.preparation import Preparation, Stopwatch
@@ -52,6 +52,8 @@ from trakstore.storage.writer import BlockWriter
 
 __all__ = ["SplitTask"]
 
+Blame: TypeAlias = "Callable[[range], AbstractContextManager[None]]"
+
 _USED = 0.9  # of what is free on a GPU
 _REPEATED = 8  # rows that a collator is given twice
 
@@ -66,9 +68,10 @@ class SplitTask:
     rows: RowComputer
     writer: BlockWriter
     watch: WeightWatch
-    background: OneBehind = field(default_factory=OneBehind)
+    blame: Blame
     sharding: Sharding = WHOLE
     prepared: Preparation = field(default_factory=Preparation)
+    background: OneBehind = field(default_factory=OneBehind)
     rows_written: int = 0
     rows_twice: int = 0  # of those, committed by another worker since they were begun
     spent: Spent = field(default_factory=Spent)
@@ -98,6 +101,7 @@ class SplitTask:
         selected = select_parameters(job.model, job.parameters)
         sharding.meet()  # a rank that could not load its weights says so here
         watch = WeightWatch(job.model)
+        settings = ModelSettings(job.model, divided=sharding.tensor_parallel)
         clock.lap("weights")
         with ExitStack() as undo:
             undo.callback(watch.give_back)
@@ -120,9 +124,10 @@ class SplitTask:
             if scale is not None:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector, sharding)
-            rows, probe = _probed(
+            rows, probe, batches = _probed(
                 job, epoch, split, samples, device, engine, output, spec, watch, clock
             )
+            blame = partial(blaming_samples, batches, job.model, output, alone=sharding.whole)
             wanted = SplitSpec(
                 len(samples.ids),
                 projector.dim,
@@ -133,7 +138,10 @@ class SplitTask:
                 keep_bits=spec.keep_bits,
                 widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
                 block_rows=job.block_rows or 1,
+                settings=settings.unchanged(watch.put_back),
             )
+            if there is not None:
+                need_same_settings(there, epoch, watch.hash, wanted.settings)
             clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
             # Ranks that compute the same samples compute as many of them at once: as many as fit on
@@ -147,7 +155,7 @@ class SplitTask:
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
             if job.append:
-                _append(opened, epoch, split, wanted, rows, samples)
+                _append(opened, epoch, split, wanted, rows, samples, blame)
                 watch.check(surely=True)
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
@@ -155,7 +163,7 @@ class SplitTask:
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
             clock.lap("store")
-            task = cls(rows, BlockWriter(made), watch, sharding=sharding, prepared=clock.measured)
+            task = cls(rows, BlockWriter(made), watch, blame, sharding, clock.measured)
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
@@ -167,7 +175,7 @@ class SplitTask:
         began, waited = time.monotonic(), self.rows.batches.waited
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
-        with _blaming_changes(self.watch):
+        with _blaming_changes(self.watch), self.blame(range(start, stop)):
             finish = self.rows.begin(start, stop, following)
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
@@ -267,7 +275,7 @@ def _probed(
     spec: StoreSpec,
     watch: WeightWatch,
     clock: Stopwatch,
-) -> tuple[RowComputer, Columns]:
+) -> tuple[RowComputer, Columns, Batches]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
     if job.activations and engine.tensor_parallel:
@@ -275,7 +283,7 @@ def _probed(
             "activations= of a model whose layers are divided between ranks are parts, and are not "
             "stored: leave them out, or shard it without tensor parallel"
         )
-    batches = Batches.of(model, output, dataset, device, job.collate)
+    batches = Batches.of(model, output, dataset, device, job.collate, ids)
     batches.need_repeatable(min(len(ids), _REPEATED))
     probed, first, classes = first_samples(job, output, batches, len(ids))
     # Later outputs of this sample are compared with these.
@@ -289,16 +297,14 @@ def _probed(
     some = samples.first_rows(sampled_rows(samples.given))
     uneven = batches.uneven(some) if size < len(ids) else None
 
-    def pick(rows: NDArray[np.int64]) -> Any:
-        return replace(batches, dataset=Subset(dataset, rows.tolist())).read(0, len(rows))
+    def read(piece: Piece) -> Read:
+        return batches.several(*piece, size, by_length=uneven is not None, each=each)
 
     computer = RowComputer(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        ReadAhead(
-            lambda piece: batches.several(*piece, size, by_length=uneven is not None, each=each)
-        ),
+        CheckedBatches(read, batches, model, output) if engine.whole else ReadAhead(read),
         ids,
         f"{split} at epoch {epoch}",
         spec,
@@ -308,7 +314,7 @@ def _probed(
         measured=uneven[:2] if uneven else tuple(range(min(2, len(ids)))),
         shortest=uneven[-2:] if uneven else (),
         at_once=size,
-        pick=pick,
+        pick=lambda rows: batches.picked(rows.tolist()),
         check=job.check,
         skip_bad_rows=job.skip_bad_rows,
         labels=samples.labels(model, output),
@@ -323,7 +329,7 @@ def _probed(
             "parameters' precision; turn it off there, or give autocast='bfloat16', which the store "
             "tells of"
         )
-    return computer, columns
+    return computer, columns, batches
 
 
 def _within_memory(
@@ -358,6 +364,7 @@ def _append(
     wanted: SplitSpec,
     rows: RowComputer,
     samples: SplitSamples | TokenSamples,
+    blame: Blame,
 ) -> None:
     """Add the samples that the data set has more than the store, if the others are the same."""
     if split not in store.splits_of(epoch):
@@ -373,4 +380,9 @@ def _append(
     first = old.spec.dataset if old.spec.dataset in choices else choices[-1]
     same = replace(wanted, rows=count, dataset=first)
     check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
-    append_rows(old, more, rows.columns, dataset=wanted.dataset)
+
+    def columns(start: int, stop: int) -> Columns:
+        with blame(range(start, stop)):
+            return rows.columns(start, stop)
+
+    append_rows(old, more, columns, dataset=wanted.dataset)

@@ -33,7 +33,9 @@ def gpu_done() -> Callable[[], None]:
 
 def in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
     """Join parts, whose rows are to stand at ``rows``."""
-    joined = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    # Labels of one batch may be floats where those of another are whole: none is cut to a class.
+    dtype = np.result_type(*(part.dtype for part in parts))
+    joined = np.empty((len(rows), *parts[0].shape[1:]), dtype)
     begin = 0
     for part in parts:
         joined[rows[begin : begin + len(part)]] = part

@@ -84,13 +84,13 @@ class TokenSamples:
                 f"the data set {own!r} is a stream, and rows of tokens need samples that can be read "
                 f"again: give the samples to be asked about as a list"
             )
-        batches = Batches.of(job.model, output, dataset, torch.device("cpu"), job.collate)
+        ids = sample_ids(job.ids.get(own), count)
+        batches = Batches.of(job.model, output, dataset, torch.device("cpu"), job.collate, ids)
         tokens = [
             read_tokens(job.model, output, batches.read(at, at + 1)).numbers for at in range(count)
         ]
         if not any(map(len, tokens)):
             raise TrakStoreError(f"no token of the data set {own!r} counts: all labels are -100")
-        ids = sample_ids(job.ids.get(own), count)
         return cls(dataset, ids, tokens, job.tokens_of(split), separate)
 
     @property

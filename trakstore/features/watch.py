@@ -43,6 +43,11 @@ class WeightWatch:
     ----------
     model : nn.Module
         Before any pass.
+
+    Attributes
+    ----------
+    put_back : set of str
+        Names of buffers that passes changed, and that the outputs do not depend on.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,7 +57,7 @@ class WeightWatch:
         self._copied = _to_copy(model)
         self._kept = Kept.of(model, also=self._copied)
         self._seen = self._counters()
-        self._warned: set[str] = set()
+        self.put_back: set[str] = set()
         self._ask: Ask | None = None
         self._first: RowOutputs | None = None
 
@@ -124,7 +129,7 @@ class WeightWatch:
         pairs = list(zip(self._first, again, strict=True))
         exact = bool(changed) and pairs[0][0].device.type == "cpu"
         if all(_close(*pair, exact=exact) for pair in pairs):
-            self._warn([name for name in changed if name not in self._warned])
+            self._warn([name for name in changed if name not in self.put_back])
             return
         if changed:
             raise TrakStoreError(
@@ -138,7 +143,7 @@ class WeightWatch:
 
     def _warn(self, names: list[str]) -> None:
         if names:
-            self._warned.update(names)
+            self.put_back.update(names)
             log.warning(
                 "forward passes change %s of the model, which its outputs do not depend on: put back",
                 _named("buffer", names),

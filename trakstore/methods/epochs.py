@@ -18,6 +18,7 @@ from trakstore.passes.rows import PositionRows, Rows, UnmaskedRows
 from trakstore.quantities import shown
 from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
+from trakstore.spec import check_settings
 from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.same_samples import need_same_samples
 from trakstore.storage.split import Split
@@ -242,10 +243,20 @@ def _check_masked_alike(splits: Sequence[UnmaskedSplit]) -> None:
 
 
 def _check_weights(pair: EpochPair) -> None:
-    """Refuse two splits of one epoch whose stored hashes say that their weights differ."""
+    """Refuse two splits of one epoch that store other weights, or other settings of the model."""
     target, train = (_weights(one) for one in (pair.target, pair.train))
     # Features that came from elsewhere may have no hash of weights: what is not known is not refused.
-    if target is None or train is None or target == train:
+    if target is None or train is None:
+        return
+    if target == train:
+        check_settings(
+            pair.train.stored.spec.settings,
+            pair.target.stored.spec.settings,
+            _named(pair.train),
+            f"that of {_named(pair.target)}",
+            "featurize both by the same model, or allow_other_weights=True (--allow-other-weights) if "
+            "this is meant",
+        )
         return
     raise SpecMismatchError(
         f"{_named(pair.target)} was made with the weights {target[:12]}, {_named(pair.train)} with "

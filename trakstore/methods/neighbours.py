@@ -15,8 +15,9 @@ from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import RowByRow, Rows, TakenRows, take
 from trakstore.planning import ranges
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Index, Scores, positions
+from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
+from trakstore.scores.places import Index, positions
 from trakstore.scores.top_k import top_k
 from trakstore.storage import layout
 from trakstore.storage.layout import Epoch

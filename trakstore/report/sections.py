@@ -21,7 +21,7 @@ from trakstore.methods.sampled_kernel import SampledKernel
 from trakstore.passes.rows import Rows, TakenRows, whole_column
 from trakstore.progress import begin_step
 from trakstore.report.dominance import dominants
-from trakstore.report.labels import with_labels
+from trakstore.report.labels import with_labels, with_outputs
 from trakstore.report.sample_source import SampleSource
 from trakstore.report.store_facts import StoreContents
 from trakstore.report.token_lists import TokenLists
@@ -113,7 +113,8 @@ class Findings:
     paths : Dataset or None
         From ``analysis.trajectories``: the first of each list, one list after the other.
     ranks : Dataset or None
-        From ``analysis.evolution``: how far each epoch's proponents are those of the epoch before.
+        From ``analysis.evolution``: how far each epoch's proponents are those of the epoch before;
+        with the targets' own ``target_output`` and ``target_loss``, where the store has them.
     dominant, dominant_opponent : list of Dominant or None
         For each target, the first of its list where that dominates the list.
     measured : mapping of str to array, shape (m,)
@@ -203,15 +204,18 @@ class Findings:
 
         if len(chosen.epochs) < 2:
             return None
-        return evolution(chosen, self.k, memory_limit=self.memory_limit)
+        ranks = evolution(chosen, self.k, memory_limit=self.memory_limit)
+        return with_outputs(ranks, self.pairs, self.rows)
+
+    @property
+    def column_names(self) -> dict[str, str]:
+        """Names that the page has for columns of a target: the output is named by what it is."""
+        output = self.store.spec.output
+        return {"output": "output" if output is None else f"output ({output.name})", "loss": "loss"}
 
     def _measured(self, split: UnmaskedSplit) -> dict[str, NDArray[Any]]:
-        output = self.store.spec.output
-        names = {
-            "output": "output" if output is None else f"output ({output.name})",
-            "loss": "loss",
-        }
-        there = {stored: name for stored, name in names.items() if stored in split.stored.columns}
+        names = self.column_names.items()
+        there = {stored: name for stored, name in names if stored in split.stored.columns}
         return {name: _taken(split.column(stored), self.rows) for stored, name in there.items()}
 
     def _kernels(self) -> list[KernelReport]:

@@ -46,8 +46,9 @@ class Panel:
         Charts as SVG; no lines where there is one epoch only.
     epoch_names, epoch_rows : list
         Head and rows of the table that says the same as the lines.
-    stability : list of (name, cells)
-        Lines below it: how far each epoch's ranks are those of the epoch before.
+    own, stability : list of (name, cells)
+        Lines below it: the target's own output and loss, where the store has them; and how far each
+        epoch's ranks are those of the epoch before.
     dominant, dominant_opponent : Dominant or None
         First of a list, where that dominates it.
     """
@@ -76,9 +77,10 @@ class Panel:
         if paths is not None:
             one, length = paths.isel(target=at), min(PATHS, findings.k)
             self.epoch_names, self.epoch_rows = _by_epoch(one, length)
-        self.stability = (
-            [] if findings.ranks is None else _stability(findings.ranks, at, findings.k)
-        )
+        self.own: list[tuple[str, list[str]]] = []
+        self.stability: list[tuple[str, list[str]]] = []
+        if findings.ranks is not None:
+            self.own, self.stability = _below(findings, findings.ranks, at)
         self.dominant = findings.dominant[at]
         self.dominant_opponent = findings.dominant_opponent[at]
 
@@ -146,14 +148,16 @@ def _by_epoch(paths: xr.Dataset, length: int) -> tuple[list[str], list[EpochRow]
     return [str(epoch) for epoch in paths["epoch"].values[columns]], rows
 
 
-def _stability(ranks: xr.Dataset, at: int, k: int) -> list[tuple[str, list[str]]]:
-    """Lines of the same columns; the first epoch has none before it."""
-    columns = evenly_spaced(ranks.sizes["epoch"], MOST_EPOCHS)
-    kept, correlation = (ranks[name].values[columns, at].tolist() for name in ("kept", "spearman"))
-    return [
-        (f"kept of the first {k}", ["" if math.isnan(one) else f"{one * k:.0f}" for one in kept]),
-        (
-            "rank correlation",
-            ["" if math.isnan(one) else written(".2f", one) for one in correlation],
-        ),
-    ]
+def _below(findings: Findings, ranks: xr.Dataset, at: int) -> list[list[tuple[str, list[str]]]]:
+    """Lines of the same columns; the first epoch has no ranks before it."""
+    one = ranks.isel(target=at, epoch=evenly_spaced(ranks.sizes["epoch"], MOST_EPOCHS))
+    names = {f"target_{column}": name for column, name in findings.column_names.items()}
+    own = [(name, _cells(one[column], ".3g")) for column, name in names.items() if column in one]
+    kept = _cells(one["kept"] * findings.k, ".0f")
+    alike = _cells(one["spearman"], ".2f")
+    return [own, [(f"kept of the first {findings.k}", kept), ("rank correlation", alike)]]
+
+
+def _cells(values: xr.DataArray, form: str) -> list[str]:
+    """Write a number for each epoch, nothing where there is none."""
+    return ["" if math.isnan(one) else written(form, one) for one in values.values.tolist()]

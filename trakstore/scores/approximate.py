@@ -1,4 +1,4 @@
-"""Top-k by an index: candidates from codes of one bit a direction, and their exact scores."""
+"""Top-k by an index: candidates from codes of four bits a column, and their exact scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores
 from trakstore.scores.index_recall import recall_of
-from trakstore.scores.index_rows import IndexedRows
+from trakstore.scores.index_rows import indexed_rows
 from trakstore.scores.running_lists import Order
 from trakstore.scores.top_k import check_request, dataset_of, need_targets, plan_top_k, top_k
 from trakstore.scores.train_index import TrainIndex, open_index, usual_candidates
 from trakstore.scores.window_plans import WindowPlan, tile_bytes
 from trakstore.storage.tables.index_documents import Recall
+
+_UNKNOWN = Recall("", "", (), (), 0, 0, 0, float("nan"))
 
 
 def approximate_top_k(
@@ -41,14 +43,14 @@ def approximate_top_k(
     Parameters
     ----------
     scores : Scores, shape (m, n)
-        Scores with the train rows and the kernel that the index is of.
+        Scores with the train rows that the index is of, by any method and kernel.
     k : int
         Entries of each list.
     index : TrainIndex, optional
-        From :func:`build_index` or :func:`open_index`; opened for this call when None, which reads a
-        16th of the bytes of the features.
+        From :func:`build_index` or :func:`open_index`; opened for this call when None, which reads
+        some 27% of the bytes of float16 features.
     candidates : int, optional
-        Candidates of each target, k to n. By default the most of 2,048, n/256 and 10 k.
+        Candidates of each target, k to n. By default the most of 1,024, n/1024 and 10 k.
     order : {"largest", "smallest", "magnitude"}
         Scores that come first. Equal scores are ordered by train position; where more are equal than
         a list has room for, it may have others of them than that of :func:`top_k`.
@@ -61,18 +63,18 @@ def approximate_top_k(
         As for :func:`top_k`. Its attributes say the ``candidates`` of each list and the ``recall``:
         the share of the exact lists (``recall_k`` entries of ``checked`` targets) that was found when
         the index was built, with ``recall_candidates`` each, where any of equal scores will do; 1
-        where all rows were candidates. It is measured on the largest scores with all train rows: for
-        another order, a selection of rows, or a method that it was not built with, it is NaN and the
-        others are 0.
+        where all rows were candidates. It is measured on the largest scores with all train rows. For
+        another order, a selection of rows, or a method, kernel or damping that the index was not built
+        with, it is NaN and the others are 0.
 
     Raises
     ------
     TrakStoreError
         ``k`` or ``candidates`` out of range, an unknown order, train rows of no store.
     NotFoundError
-        When there is no index of these rows and kernel.
+        When there is no index of these rows.
     SpecMismatchError
-        When it is of other epochs, features, damping or fewer rows.
+        When it is of other epochs, features or fewer rows.
     DamagedError
         When a row is not the one that was indexed.
     NumericsError
@@ -125,16 +127,20 @@ def _need_index(index: object, scores: Scores) -> None:
         raise TrakStoreError(
             f"index must be a TrainIndex, as build_index and open_index give it, got {index!r}"
         )
-    rows = IndexedRows.of(scores)
-    if index.path != rows.path:
-        raise TrakStoreError(f"the index at {index.path} is given; these scores need {rows.path}")
-    rows.refuse_other(index.document)
+    every = indexed_rows(scores)
+    given, wanted = [one.path for one in index.parts], [one.path for one in every]
+    if given != wanted:
+        raise TrakStoreError(
+            f"the index at {', '.join(given)} is given; these scores need {', '.join(wanted)}"
+        )
+    for rows, part in zip(every, index.parts, strict=True):
+        rows.refuse_other(part.document)
 
 
 def _said(
     index: TrainIndex, scores: Scores, candidates: int, order: Order
 ) -> dict[str, int | float]:
-    known = recall_of(index.document, scores, order) or Recall("", "", 0, 0, 0, float("nan"))
+    known = recall_of(index, scores, order) or _UNKNOWN
     return {
         "candidates": candidates,
         "recall": known.recall,

@@ -15,18 +15,18 @@ from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.markup import card, facts_markup
 from trakstore.passes.gpu import usable_device
 from trakstore.passes.one_pass import Pass, Tiles, nothing
-from trakstore.passes.rows import MeanRows, Rows, Taken, take, together
+from trakstore.passes.rows import MeanRows, Rows, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.scores.lazy import lazy_column, lazy_matrix
 from trakstore.scores.own_thresholds import own_thresholds, sampled_rows
 from trakstore.scores.parts import F32, Part, TileMaker, Window, held_bytes
+from trakstore.scores.places import Ids, Index, places_of_ids, positions
 from trakstore.scores.vanishing import refuse_vanishing
 from trakstore.scores.window_plans import ScoreSizes, tile_bytes
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.layout import Epoch, as_epoch
 
-Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Average: TypeAlias = Literal["factors", "scores"]
 SoftThreshold: TypeAlias = float | Literal["auto"]
 
@@ -296,6 +296,34 @@ class Scores:
             target_labels=self.target_labels and take(self.target_labels, targets),
         )
 
+    def sel(self, target_id: Ids | None = None, train_id: Ids | None = None) -> Scores:
+        """Select targets and train rows by their sample ids, lazily; all where no ids are given.
+
+        Saved scores (:func:`trakstore.open_scores`) are selected by the same names.
+
+        Parameters
+        ----------
+        target_id, train_id : int, str, or sequence of them
+            Ids of the samples to keep, in this order.
+
+        Raises
+        ------
+        NotFoundError
+            When no sample has such an id.
+        TrakStoreError
+            When they are no ids.
+
+        Examples
+        --------
+        >>> ts.trak_scores(store).sel(target_id="test-2", train_id=["train-7", "train-0"])
+        <Scores trak (target: 1, train: 2), epochs 2, 5, 15>
+        """
+        every = slice(None)
+        return self.isel(
+            every if target_id is None else places_of_ids(self.target_ids, target_id, "target"),
+            every if train_id is None else places_of_ids(self.train_ids, train_id, "train row"),
+        )
+
     def to_xarray(self) -> xr.DataArray:
         """Return a lazy, Dask-backed array of float32, with the ids as non-index coordinates.
 
@@ -358,22 +386,6 @@ class _FillPass(Pass[TileMaker, None]):
 
     def finish(self, state: TileMaker) -> None:  # noqa: ARG002
         return
-
-
-def positions(index: Index, size: int, dim: str) -> Taken:
-    """Return the positions that an index selects of ``size``; ``dim`` is for the message."""
-    if isinstance(index, slice):
-        return range(*index.indices(size))
-    array: NDArray[Any] = np.atleast_1d(np.asarray(index))
-    if array.dtype == bool and array.shape == (size,):
-        return np.flatnonzero(array)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise TrakStoreError(f"{dim}= takes an integer, a slice, positions or a mask of {size}")
-    outside = array[(array < -size) | (array >= size)]
-    if outside.size:
-        raise NotFoundError(f"{dim}={outside[0]} is outside of {size} positions")
-    # Negative positions count from the end, as in NumPy.
-    return np.where(array < 0, array + size, array).astype(np.int64)
 
 
 def need_scores(got: object) -> None:

@@ -1,12 +1,10 @@
-"""Building an index: codes of a store's train rows in a kernel's metric, block by block."""
+"""Building an index: codes of a store's train rows, block by block."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,11 +19,11 @@ from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_whole
 from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.index_recall import has_fallen, measured
-from trakstore.scores.index_rows import IndexedRows
+from trakstore.scores.index_rows import IndexedRows, indexed_rows
 from trakstore.scores.parts import F32
-from trakstore.scores.sign_codes import Turn, need_compiler, one_torch_thread
+from trakstore.scores.row_codes import Coder, need_compiler
 from trakstore.scores.top_k import plan_top_k
-from trakstore.scores.train_index import TrainIndex, need_index_memory
+from trakstore.scores.train_index import EpochIndex, TrainIndex, need_index_memory
 from trakstore.storage.backends.location import Location
 from trakstore.storage.claims import claimed
 from trakstore.storage.row_reads import row_checksums
@@ -35,6 +33,7 @@ from trakstore.storage.tables.index_documents import (
     Recall,
     check_index,
     chunk_rows_of,
+    drop_older_indexes,
     known_index,
 )
 from trakstore.storage.tables.saved_arrays import SavedArray
@@ -45,11 +44,9 @@ from trakstore.storage.tables.saved_table import (
     publish_table,
 )
 
-# Values of rows from which on torch, which takes seconds to import, multiplies integers.
-_INTEGER_VALUES = 2**26
-# Places in which rows are looked at before all are multiplied so, and rows of each: at most that many
-# chunks are read twice.
-_PLACES, _PLACE_ROWS = 16, 64
+# Places of a split by whose rows the directions apart are found, and rows of each. They are many, since
+# rows may be sorted by source.
+_PLACES, _PLACE_ROWS = 16, 128
 _ENTRIES = 10  # of a list that recall is measured on
 
 
@@ -64,24 +61,21 @@ def build_index(
 ) -> TrainIndex:
     r"""Build, or bring up to date, the index that :func:`approximate_top_k` finds candidates with.
 
-    A score is one product of two rows that are whitened alike,
+    Of each train row the index keeps its share of the few directions in which rows are large, and four
+    bits for each column of what is left, mixed by a random orthogonal map: 27% of float16 rows. A score
+    is a product with a row, and what the codes leave out of it is a fraction of what unrelated rows
+    have. No kernel is in them: they serve scores of any method, kernel and damping.
 
-    .. math:: t (K + \lambda I)^{-1} \varphi^\top = x\,y^\top, \qquad
-              y = \varphi\,S^{-\top} R, \qquad S S^\top = K + \lambda I,
+    The index is kept in the store beside the features, one for each train split and epoch, and is found
+    there by scores of these. A build that is refused leaves the index that is there. Masked rows are in
+    it, and in no answer. A call that was stopped goes on where it was. The train rows are read once for
+    the codes, and once for the exact lists of ``checked`` targets, by which the recall is measured that
+    answers with such scores tell: it is kept for each method, kernel and damping, and measured only of
+    scores with all train rows.
 
-    with a random rotation R. Of y the index keeps the signs, a bit a direction: a 16th of float16
-    rows, and little more of noise than unrelated rows have. Without a kernel, S is the unit matrix.
-
-    The index is kept in the store beside the features, one for each train split and kernel, and is
-    found there by scores of the same split, epochs, kernel and damping. A build that is refused leaves
-    the index that is there. Masked rows are in it, and in no answer. A call that was stopped goes on
-    where it was. The train rows are read once for the codes, and once for the exact lists of
-    ``checked`` targets, by which the recall is measured that answers with such scores tell: it is kept
-    for each method, and measured only of scores with all train rows.
-
-    After an append, the same call adds the new rows, by the S of before. New rows may vary in other
-    directions, of which that S knows nothing: once there are more than twice the rows that S was of,
-    or the recall of the same kind of scores fell by more than 0.1, the index is built anew.
+    After an append, the same call adds the new rows, by the directions of before. Once there are more
+    than twice the rows that these were of, or the recall of the same kind of scores fell by more than
+    0.1, the index is built anew.
 
     Parameters
     ----------
@@ -95,10 +89,10 @@ def build_index(
         Targets, evenly spaced, that recall is measured on; none when 0, which leaves what was measured
         on the same codes.
     seed : int
-        Seed of the rotations.
+        Seed of the signs by which rows are mixed.
     anew : bool
-        Build an index with S of the rows as they are now, whatever is stored: after many samples were
-        masked, say, or where the recall is low. It also replaces an index of more rows than the store
+        Build an index by the rows as they are now, whatever is stored: where the recall is low, say. It
+        also replaces an index of more rows than the store
         has now, which is refused otherwise.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
@@ -111,7 +105,7 @@ def build_index(
     Raises
     ------
     TrakStoreError
-        Train rows that are in no store, a kernel that no matrix holds, or a count below its least.
+        Train rows that are in no store, or a count below its least.
     SpecMismatchError
         When the stored index has rows that were appended after the store was opened.
     LocationError
@@ -119,15 +113,10 @@ def build_index(
     MemoryLimitError
         When the codes, or a tile, do not fit.
 
-    References
-    ----------
-    Gao and Long: "RaBitQ: Quantizing High-Dimensional Vectors with a Theoretical Error Bound for
-    Approximate Nearest Neighbor Search", SIGMOD 2024.
-
     Examples
     --------
     >>> index = ts.build_index(ts.grad_dot_scores(store, epochs=15), k=3, checked=4)
-    >>> index.document.rows, index.document.recalls[0].checked
+    >>> index.rows, index.recalls[0].checked
     (24, 4)
     """
     need_scores(scores)
@@ -136,187 +125,188 @@ def build_index(
     checked, seed = as_whole(checked, "checked", 0), as_whole(seed, "seed", 0)
     if not isinstance(anew, bool):
         raise TrakStoreError(f"anew must be True or False, got {anew!r}")
-    rows, limit = IndexedRows.of(scores), memory_budget(memory_limit)
+    every, limit = indexed_rows(scores), memory_budget(memory_limit)
     if checked:
         few = scores.isel(target=slice(0, checked))
         plan_top_k(few.sizes, min(k, scores.shape[1]), None, memory_limit)
-    with claimed(rows.location, rows.path, "index"):
-        begun = _stored_or_new(rows, seed, limit, anew=anew)
-        index = _coded(rows, begun, limit)
+    with ExitStack() as claims:
+        for rows in every:
+            claims.enter_context(claimed(rows.location, rows.path, "index"))
+        begun = _stored_or_new(every, seed, limit, anew=anew)
+        index = _coded(begun, limit)
         made = measured(index, scores, k, checked, memory_limit)
-        if has_fallen(begun.recalls_before, made, scores):
-            begun = _new(rows, _wanted(rows, seed), limit)
-            index = _coded(rows, begun, limit)
+        if has_fallen(begun[0].recalls_before, made, scores):
+            begun = _stored_or_new(every, seed, limit, anew=True)
+            index = _coded(begun, limit)
             made = measured(index, scores, k, checked, memory_limit)
-        pending = begun.pending or begin_longer_table(
-            rows.location, rows.path, begun.arrays, begun.document.token
-        )
-        publish_table(rows.location, rows.path, begun.arrays, made.values, instead_of=pending)
-    return replace(index, document=made)
+        first, *others = index.parts
+        index = TrainIndex((replace(first, document=made), *others))
+        for one, part in zip(begun, index.parts, strict=True):
+            _publish(one, part.document)
+    drop_older_indexes(every[0].location, every[0].split)
+    return index
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """An index whose turns are stored.
+    """An index of one epoch whose directions are known.
 
     Attributes
     ----------
+    rows : IndexedRows
     document : IndexDocument
-        Its λ are those of the turns.
     arrays : list of SavedArray
     pending : bytes or None
         Document that is there until all rows have codes; None where they have.
     recalls_before : tuple of Recall
-        Recalls of the index that rows are added to, by which its turns are judged.
+        Recalls of the index that rows are added to, by which its directions are judged.
     """
 
+    rows: IndexedRows
     document: IndexDocument
     arrays: list[SavedArray]
     pending: bytes | None
     recalls_before: tuple[Recall, ...] = ()
 
 
-def _wanted(rows: IndexedRows, seed: int) -> IndexDocument:
-    """Return the document of an index whose turns are of the rows as they are now."""
+_Known: TypeAlias = tuple[IndexDocument, dict[str, SavedArray], bool]
+
+
+def _stored_or_new(
+    every: Sequence[IndexedRows], seed: int, limit: int, *, anew: bool
+) -> list[_Begun]:
+    """Begin indexes, or go on with the stored ones, which are touched once all has been checked."""
+    plans = [_plan(rows, seed, anew=anew) for rows in every]
+    for plan in plans:
+        _workers(plan.rows, plan.arrays, limit)
+    need_index_memory([(plan.document, plan.arrays) for plan in plans], limit)
+    return [plan.begun() for plan in plans]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Plan for the index of one epoch, of which nothing has been touched.
+
+    Attributes
+    ----------
+    rows : IndexedRows
+    document : IndexDocument
+    arrays : list of SavedArray
+    known : tuple, optional
+        The stored index, whose codes stay; None where all rows are coded.
+    """
+
+    rows: IndexedRows
+    document: IndexDocument
+    arrays: list[SavedArray]
+    known: _Known | None
+
+    def begun(self) -> _Begun:
+        """Store what all codes need, and the document of an index that is being built."""
+        rows, place, path = self.rows, self.rows.location, self.rows.path
+        if self.known is None:
+            directions = Coder.directions_of(_spread_rows(rows.column), self.document.seed)
+            pending = begin_table(place, path, self.arrays, self.document.token)
+            self.arrays[0].write(place, path, directions)
+            return _Begun(rows, self.document, self.arrays, pending)
+        old, _, is_whole = self.known
+        if is_whole and old.rows == self.document.rows:
+            return _Begun(rows, self.document, self.arrays, None)
+        # What was measured before rows were added is kept until they have codes, for a call that goes
+        # on with this one.
+        token = replace(self.document, recalls=old.recalls).token
+        pending = begin_longer_table(place, path, self.arrays, token)
+        return _Begun(rows, self.document, self.arrays, pending, old.recalls)
+
+
+def _plan(rows: IndexedRows, seed: int, *, anew: bool) -> _Plan:
     wanted = rows.document(seed)
-    return replace(
+    wanted = replace(
         wanted,
         blocks=rows.blocks_digest(wanted.rows),
         whole_blocks=rows.blocks_digest(wanted.rows, whole=True),
     )
-
-
-def _stored_or_new(rows: IndexedRows, seed: int, limit: int, *, anew: bool) -> _Begun:
-    """Begin an index, or go on with the stored one, which is touched once all has been checked."""
-    place, path, wanted = rows.location, rows.path, _wanted(rows, seed)
-    stored = None if anew else _stored(place, path)
-    if stored is not None:
-        rows.refuse_longer(stored[0])
-    if stored is None or not _goes_on(rows, stored, wanted):
-        return _new(rows, wanted, limit)
-    old, known, is_whole = stored
-    # The turns stay, so that a λ that drifts a little with each append is told from theirs.
-    kept = replace(wanted, dampings=old.dampings, turned_rows=old.turned_rows or old.rows)
-    arrays = [replace(one, tails=None) for one in kept.arrays(known["signs"].chunks[1])]
+    known = None if anew else _known(rows.location, rows.path)
+    if known is not None:
+        rows.refuse_longer(known[0])
+    if known is None or not _goes_on(rows, known, wanted):
+        return _Plan(rows, wanted, wanted.arrays(_chunk_rows(rows)), None)
+    old, arrays, is_whole = known
+    kept = replace(wanted, first_rows=old.first_rows)
     if is_whole and old.rows == kept.rows:
         # No row is coded: what was measured on these codes stays.
         kept = replace(kept, recalls=old.recalls)
-        return _Begun(kept, [known[one.name] for one in arrays], None)
-    _need_memory(rows, kept, arrays, limit)
-    # What was measured before the rows were added is kept until they have codes, for a call that goes
-    # on with this one.
-    token = replace(kept, recalls=old.recalls).token
-    return _Begun(kept, arrays, begin_longer_table(place, path, arrays, token), old.recalls)
+        return _Plan(rows, kept, [arrays[one.name] for one in kept.arrays(1)], known)
+    longer = [replace(one, tails=None) for one in kept.arrays(arrays["level"].chunks[0])]
+    return _Plan(rows, kept, longer, known)
 
 
-def _new(rows: IndexedRows, wanted: IndexDocument, limit: int) -> _Begun:
-    """Begin an index without what is stored, once all has been checked."""
-    place, path = rows.location, rows.path
-    arrays = wanted.arrays(_chunk_rows(rows))
-    _need_memory(rows, wanted, arrays, limit)
-    turns = list(rows.turns(wanted.seed))
-    pending = begin_table(place, path, arrays, wanted.token)
-    for at, turn in enumerate(turns):
-        arrays[0].write(place, path, turn[None], (at, 0, 0))
-    return _Begun(wanted, arrays, pending)
+def _coded(begun: Sequence[_Begun], limit: int) -> TrainIndex:
+    """Write the codes that lack, and read all."""
+    coded = sum(one.document.rows for one in begun if one.pending is not None)
+    with ProgressLine("index", coded, unit="rows", show=on_terminal() and coded > 0) as progress:
+        for one in begun:
+            if one.pending is not None:
+                _encode(one, limit, progress)
+    return TrainIndex(tuple(EpochIndex.read(one.rows, one.document, one.arrays) for one in begun))
 
 
-def _coded(rows: IndexedRows, begun: _Begun, limit: int) -> TrainIndex:
-    """Write the codes of an index that lack, and read it."""
-    if begun.pending is not None:
-        _encode(rows, begun.document, begun.arrays, limit)
-    return TrainIndex.read(rows, begun.document, begun.arrays, limit)
+def _publish(begun: _Begun, document: IndexDocument) -> None:
+    place, path, arrays = begun.rows.location, begun.rows.path, begun.arrays
+    pending = begun.pending or begin_longer_table(place, path, arrays, document.token)
+    publish_table(place, path, arrays, document.values, instead_of=pending)
 
 
 def _chunk_rows(rows: IndexedRows) -> int:
-    spec: Any = rows.columns[0].committed_by
-    return chunk_rows_of(rows.columns[0].shape[1], spec.block_rows)
+    spec: Any = rows.column.committed_by
+    return chunk_rows_of(rows.column.shape[1], spec.block_rows)
 
 
-def _goes_on(rows: IndexedRows, stored: _Stored, wanted: IndexDocument) -> bool:
+def _goes_on(rows: IndexedRows, known: _Known, wanted: IndexDocument) -> bool:
     """Tell whether the codes of a stored index, or of one that was begun, stay."""
-    old, known, _ = stored
+    old, arrays, _ = known
     # Chunks of an index that was first of few rows are too small for many.
-    small = known["signs"].chunks[1] < min(_chunk_rows(rows), wanted.rows)
+    small = arrays["level"].chunks[0] < min(_chunk_rows(rows), wanted.rows)
     return not (small and old.rows < wanted.rows) and rows.grows_from(old, wanted)
 
 
-def _need_memory(
-    rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
-) -> None:
-    """Raise a :class:`MemoryLimitError` where building, or opening the index then, does not fit."""
-    _workers(rows, wanted, arrays, limit)
-    need_index_memory(rows.path, wanted.rows, arrays, limit)
-
-
-_Stored: TypeAlias = tuple[IndexDocument, dict[str, SavedArray], bool]
-
-
-def _stored(place: Location, path: str) -> _Stored | None:
+def _known(place: Location, path: str) -> _Known | None:
     """Read the stored index, or what was begun; a damaged one counts as none: it is built again."""
-    found = known_index(place, path)
-    if found is None or (found[2] and any(check_table(place, path, check_index))):
+    known = known_index(place, path)
+    if known is None or (known[2] and any(check_table(place, path, check_index))):
         return None
     try:
-        found[1]["turn"].read(place, path)
+        known[1]["direction"].read(place, path)
     except DamagedError:
         return None
-    return found
+    return known
 
 
-def _encode(
-    rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
-) -> None:
+def _encode(begun: _Begun, limit: int, progress: ProgressLine) -> None:
     """Write the codes of all rows that have none yet."""
-    count, workers = len(rows.columns), _workers(rows, wanted, arrays, limit)
-    step, tile = arrays[1].chunks[1], tile_rows(rows.columns[0])
-    integers = _takes_integers(math.prod(rows.columns[0].shape))
-    with (
-        ProgressLine("index", count * wanted.rows, unit="rows", show=on_terminal()) as progress,
-        # Each task limits its own thread: this brings back what threads that are made later start with.
-        one_torch_thread() if integers else nullcontext(),
-    ):
-        for at, column in enumerate(rows.columns):
-            turn = arrays[0].open(rows.location, rows.path)[at].astype(np.float64)
-            # x = L (R Sᵀ)ᵀ, and y = φ (R Sᵀ)⁻¹: their product is L φᵀ, whatever the matrix is.
-            matrix = np.linalg.inv(turn).astype(np.float32)
-            coder = Turn.of(matrix, integers=False)
-            if integers:
-                coder = coder.in_integers(_spread_rows(column))
-            one = _EncodePass(step, column, coder, at, tile, rows.path, tuple(arrays))
-            one.run(wanted.rows, workers=workers, finished=progress.advance)
+    rows, arrays = begun.rows, begun.arrays
+    directions = arrays[0].open(rows.location, rows.path)[...]
+    coder, step = Coder.of(directions, begun.document.seed), arrays[1].chunks[0]
+    one = _EncodePass(step, rows.column, coder, tile_rows(rows.column), rows.path, tuple(arrays))
+    one.run(begun.document.rows, workers=_workers(rows, arrays, limit), finished=progress.advance)
 
 
-def _workers(
-    rows: IndexedRows, wanted: IndexDocument, arrays: Sequence[SavedArray], limit: int
-) -> int:
+def _workers(rows: IndexedRows, arrays: Sequence[SavedArray], limit: int) -> int:
     """Return the number of chunks that are coded at once."""
-    dim, step, tile = wanted.dim, arrays[1].chunks[1], tile_rows(rows.columns[0])
-    # A tile as stored, as float32 and in 8 bits, turned, and the signs of a chunk; once, the turn, its
-    # inverse in float64 and the copies on the way there.
-    item = rows.columns[0].form.values.itemsize
-    each = min(tile, wanted.rows) * dim * (item + 14) + min(step, wanted.rows) * (dim // 8 + 16)
-    return fitting_slots(36 * dim * dim, each, limit, f"an index of rows of {dim}")
+    column, chunk = rows.column, arrays[1].chunks
+    count, dim = column.shape
+    # A tile as stored and as float32, and the codes of a chunk, twice; once, the directions.
+    tile = min(tile_rows(column), count) * dim * (column.form.values.itemsize + 8)
+    each, fixed = tile + 2 * chunk[0] * (chunk[1] + dim // 16 + 16), 8 * arrays[0].form.size
+    return fitting_slots(fixed, each, limit, f"an index of rows of {dim}")
 
 
 def _spread_rows(column: StoredColumn) -> F32:
-    """Read some rows of a column, in places that are evenly spaced: rows may be sorted by source."""
+    """Read some rows of a column, in places that are evenly spaced."""
     rows = column.shape[0]
     starts = np.unique(np.linspace(0, max(0, rows - _PLACE_ROWS), _PLACES).astype(int))
     some = [column.read(start, min(start + _PLACE_ROWS, rows)) for start in starts.tolist()]
     return _finite(np.concatenate(some))
-
-
-def _takes_integers(values: int) -> bool:
-    return values >= _INTEGER_VALUES and _has_integer_products()
-
-
-@cache
-def _has_integer_products() -> bool:
-    """Tell whether torch multiplies integers of 8 bits on this machine, and as such."""
-    import torch
-
-    return hasattr(torch, "_int_mm") and torch.backends.mkldnn.is_available()
 
 
 @dataclass(frozen=True, eq=False)
@@ -324,8 +314,7 @@ class _EncodePass(Pass[None, None]):
     """A pass that writes the codes of one epoch's rows, a chunk at a time."""
 
     column: StoredColumn
-    turn: Turn
-    at: int
+    coder: Coder
     tile_rows: int
     path: str
     arrays: tuple[SavedArray, ...]
@@ -339,35 +328,31 @@ class _EncodePass(Pass[None, None]):
         return [one for one in super().tiles(start, stop) if not self._is_done(*one)]
 
     def _is_done(self, low: int, high: int) -> bool:
-        # The lengths are written last. Where rows were appended, the chunk that was the last one has
-        # fill values, NaN, in their places.
+        # The steps are written last. Where rows were appended, the chunk that was the last one has fill
+        # values, NaN, in their places.
         try:
-            *_, lengths = (
-                array.open(self.column.location, self.path)[self.at, low:high]
-                for array in self.arrays[1:]
+            *_, steps = (
+                array.open(self.column.location, self.path)[low:high] for array in self.arrays[1:]
             )
-            return bool(np.isfinite(lengths).all())
+            return bool(np.isfinite(steps).all())
         except DamagedError:
             return False
 
     def visit(self, state: None, low: int, high: int) -> None:  # noqa: ARG002
-        signs, checksums, lengths = zip(*self._codes(low, high), strict=True)
-        values = [np.concatenate(one)[None] for one in (signs, checksums, lengths)]
-        for array, one in zip(self.arrays[1:], values, strict=True):
-            first = (self.at, low, 0)[: one.ndim]
-            array.write(self.column.location, self.path, one, first)
+        parts = zip(*self._codes(low, high), strict=True)
+        for array, one in zip(self.arrays[1:], parts, strict=True):
+            first = (low, 0)[: len(array.shape)]
+            array.write(self.column.location, self.path, np.concatenate(one), first)
 
-    def _codes(
-        self, low: int, high: int
-    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint32], F32]]:
-        """Yield the codes of a chunk's rows, a tile at a time."""
+    def _codes(self, low: int, high: int) -> Iterator[tuple[NDArray[Any], ...]]:
+        """Yield levels, shares, checksums and steps of a chunk's rows, a tile at a time."""
         for start, stop in ranges(high - low, self.tile_rows):
             place = low + start, low + stop
             stored = replace(self.column, scale=None).read(*place)
             checksums = row_checksums(stored)
             rows = stored if self.column.scale is None else self.column.read(*place)
-            signs, lengths = self.turn.codes(_finite(rows))
-            yield signs, checksums, lengths
+            levels, shares, steps = self.coder.codes(_finite(rows))
+            yield levels, shares, checksums, steps
 
 
 def _finite(rows: NDArray[Any]) -> F32:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,35 +19,39 @@ from trakstore.storage.stored import StoredColumn
 from trakstore.storage.tables.index_documents import IndexDocument, Recall
 
 MEASURED_ORDER: Order = "largest"
+# λ follows the rows: some that are masked or appended change it by about their share.
+_DAMPING_SHARE = 0.2
 # New rows that vary as those of before cost less, though the candidates are a smaller share of all.
 _FAR_LESS = 0.1
+_Kind: TypeAlias = tuple[str, str, tuple[str, ...]]
 _ROUNDING = 1e-5  # share of a list's largest score by which equal scores may differ
 
 
 def measured(
     index: TrainIndex, scores: Scores, k: int, checked: int, memory_limit: int | str | None
 ) -> IndexDocument:
-    """Return the document with the recall of the lists of some targets, evenly spaced.
+    """Return the first document of an index with the recall of lists of some targets, evenly spaced.
 
     What is known of other scores stays, and all of it where nothing is measured. Of a selection of
     train rows nothing is: the index is of all rows, and more of a short list is found.
     """
     targets, columns = scores.shape
+    document = index.parts[0].document
     chosen = np.unique(np.linspace(0, targets - 1, min(checked, targets)).astype(int))
     if not len(chosen) or not _has_all_rows(scores):
-        return index.document
+        return document
     few, k = scores.isel(target=chosen), min(k, columns)
     count = usual_candidates(k, columns)
-    of_these = [one for one in index.document.recalls if _is_of(one, scores)]
+    of_these = [one for one in document.recalls if _is_of(one, scores)]
     # Where all rows are candidates the recall is 1, which tells nothing of the codes.
     if count == columns and any(one.candidates < columns for one in of_these):
-        return index.document
+        return document
     exact = top_k(few, k, memory_limit=memory_limit)
     own, positions = _listed(index, few, k, count, memory_limit)
     share = _share(exact["score"].values, exact["position"].values, own, positions)
-    made = Recall(scores.method, _scaling(scores), k, count, len(chosen), share)
-    others = tuple(one for one in index.document.recalls if one not in of_these)
-    return replace(index.document, recalls=(*others, made))
+    made = Recall(*_kind_of(scores), _dampings(scores), k, count, len(chosen), share)
+    others = tuple(one for one in document.recalls if one not in of_these)
+    return replace(document, recalls=(*others, made))
 
 
 def _share(exact: F32, rows: Any, own: F32, own_rows: Any) -> float:
@@ -69,7 +73,8 @@ def has_fallen(before: Sequence[Recall], made: IndexDocument, scores: Scores) ->
         (old, new)
         for old in before
         for new in made.recalls
-        if _is_of(old, scores) and _is_of(new, scores) and old.k == new.k
+        # New rows may change λ.
+        if _kind(old) == _kind(new) == _kind_of(scores) and old.k == new.k
     ]
     return any(new.recall < old.recall - _FAR_LESS for old, new in pairs)
 
@@ -89,24 +94,48 @@ def _listed(
     return lists.score, lists.position if positions is None else positions[lists.position]
 
 
-def recall_of(document: IndexDocument, scores: Scores, order: Order) -> Recall | None:
+def recall_of(index: TrainIndex, scores: Scores, order: Order) -> Recall | None:
     """Return the recall that was measured on such scores; None where none was."""
     if order != MEASURED_ORDER or not _has_all_rows(scores):
         return None
-    return next((one for one in document.recalls if _is_of(one, scores)), None)
+    return next((one for one in index.recalls if _is_of(one, scores)), None)
+
+
+def _kind(recall: Recall) -> _Kind:
+    return recall.method, recall.scaling, recall.epochs
+
+
+def _kind_of(scores: Scores) -> _Kind:
+    epochs = tuple(str(part.epoch) for part in scores.parts)
+    return scores.method, _scaling(scores), epochs
 
 
 def _is_of(recall: Recall, scores: Scores) -> bool:
-    return (recall.method, recall.scaling) == (scores.method, _scaling(scores))
+    same = _kind(recall) == _kind_of(scores)
+    return same and all(map(_near, recall.dampings, _dampings(scores)))
+
+
+def _near(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= _DAMPING_SHARE * max(abs(one), abs(other))
+
+
+def _dampings(scores: Scores) -> tuple[float | None, ...]:
+    factors = (part.factor for part in scores.parts)
+    return tuple(None if one is None else float(one.damping) for one in factors)
 
 
 def _scaling(scores: Scores) -> str:
-    """Name what becomes of the products, by which scores of one method differ."""
+    """Name the kernel and what becomes of the products, by which scores of one method differ."""
     # By names and not by tokens: those change with each mask, and where λ is rounded otherwise.
     part = scores.parts[0]
     average = f"{scores.average}: " if len(scores.parts) > 1 else ""
     threshold = f", threshold {scores.soft_threshold}" if scores.soft_threshold else ""
-    return average + _name(part.column_scale) + threshold
+    kernel = f"kernel {part.kernel}, " if part.kernel else ""
+    if part.sampled:
+        kernel = "kernel of sampled rows, "
+    return average + kernel + _name(part.column_scale) + threshold
 
 
 def _name(rows: Any) -> str:

@@ -17,20 +17,20 @@ from trakstore.passes.rows import ArrayRows, PositionRows, Rows, TakenRows, whol
 from trakstore.passes.scheduler import one_blas_thread, task_slots
 from trakstore.planning import fit_slots, ranges
 from trakstore.scores.factored import Scores, need_scores
-from trakstore.scores.index_rows import IndexedRows
+from trakstore.scores.index_rows import IndexedRows, indexed_rows
 from trakstore.scores.parts import F32, Window
+from trakstore.scores.row_codes import Coder, Codes, estimates, need_compiler
 from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys
-from trakstore.scores.sign_codes import U64, add_estimates, need_compiler
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.row_reads import read_single_rows
-from trakstore.storage.tables.index_documents import IndexDocument, read_index
+from trakstore.storage.tables.index_documents import IndexDocument, Recall, read_index
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.table_array import READ_AT_ONCE
 
 # Rows that one thread estimates at a time.
-_SCAN_ROWS = 2**16
+_SCAN_ROWS = 2**14
 # Candidates of a list: so many at least, one for so many rows, and so many for each entry.
-LEAST_CANDIDATES, ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY = 2048, 256, 10
+LEAST_CANDIDATES, ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY = 1024, 1024, 10
 
 
 def usual_candidates(k: int, rows: int) -> int:
@@ -39,101 +39,112 @@ def usual_candidates(k: int, rows: int) -> int:
     Examples
     --------
     >>> usual_candidates(10, 1500), usual_candidates(10, 100_000), usual_candidates(10, 1_000_000)
-    (1500, 2048, 3906)
+    (1024, 1024, 1024)
     """
     wanted = max(LEAST_CANDIDATES, rows // ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY * k)
     return min(rows, wanted)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class TrainIndex:
-    """An index of train rows, open: its codes are in memory.
+@dataclass(frozen=True, eq=False)
+class EpochIndex:
+    """An index of the train rows of one epoch, open: its codes are in memory.
 
     Attributes
     ----------
     document : IndexDocument
-        Rows and metric, and the recalls that were measured.
+        Its rows, and recalls that were measured.
     path : str
         Its group in the store.
-    turns : ndarray of float32, shape (epochs, k, k)
-        Matrices that turn left factors.
-    signs : ndarray of uint64, shape (epochs, n, words)
-    lengths : ndarray of float32, shape (epochs, n)
-    checksums : ndarray of uint32, shape (epochs, n)
+    coder : Coder
+    codes : Codes
+    checksums : ndarray of uint32, shape (n,)
         Checksums of the stored rows.
     """
 
     document: IndexDocument
     path: str
-    turns: F32
-    signs: U64
-    lengths: F32
+    coder: Coder
+    codes: Codes
     checksums: NDArray[np.uint32]
-    _columns: dict[str, NDArray[Any]] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        one = self.document
-        known = [f"{each.recall:.3f} at {each.k} ({each.method})" for each in one.recalls]
-        recall = ", ".join(known) or "not measured"
-        return f"<TrainIndex {self.path} (train: {one.rows}), recall {recall}>"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its arrays."""
-        arrays = self.turns, self.signs, self.lengths, self.checksums
-        return sum(one.nbytes for one in arrays)
 
     @classmethod
     def read(
-        cls,
-        rows: IndexedRows,
-        document: IndexDocument,
-        arrays: Sequence[SavedArray],
-        memory_limit: int | str | None = None,
-    ) -> TrainIndex:
+        cls, rows: IndexedRows, document: IndexDocument, arrays: Sequence[SavedArray]
+    ) -> EpochIndex:
         """Read the codes into memory.
 
         Raises
         ------
-        MemoryLimitError
-            When they do not fit.
         DamagedError
             When a chunk is not the one that was written.
         """
-        need_index_memory(rows.path, document.rows, arrays, memory_budget(memory_limit))
         read = {one.name: one.open(rows.location, rows.path)[...] for one in arrays}
-        signs = read["signs"].view(np.uint64)
-        parts = (read["turn"], signs, read["length"], read["checksum"])
-        return cls(document, rows.path, *parts)
+        codes = Codes(read["level"], read["share"], read["step"])
+        coder = Coder.of(read["direction"], document.seed)
+        return cls(document, rows.path, coder, codes, read["checksum"])
+
+    def estimate(self, out: F32, left: F32) -> None:
+        """Write estimates of the products of a left factor (k,) with all rows, shape (n,)."""
+        target = self.coder.target(left)
+
+        def scan(low: int, high: int) -> None:
+            estimates(out[low:high], self.codes.rows(low, high), target)
+
+        with ThreadPoolExecutor(task_slots()) as pool:
+            list(pool.map(lambda one: scan(*one), ranges(len(out), _SCAN_ROWS)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainIndex:
+    """An index of the train rows of scores, open.
+
+    Attributes
+    ----------
+    parts : tuple of EpochIndex
+        The index of each epoch, in the order of the scores' parts.
+    """
+
+    parts: tuple[EpochIndex, ...]
+    _columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        known = [f"{each.recall:.3f} at {each.k} ({each.method})" for each in self.recalls]
+        paths = ", ".join(one.path for one in self.parts)
+        return f"<TrainIndex {paths} (train: {self.rows}), recall {', '.join(known) or 'not measured'}>"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the train split, masked ones included."""
+        return self.parts[0].document.rows
+
+    @property
+    def recalls(self) -> tuple[Recall, ...]:
+        """Recalls that were measured, one for each kind of scores of these epochs."""
+        epochs = tuple(one.document.epoch for one in self.parts)
+        return tuple(one for one in self.parts[0].document.recalls if one.epochs == epochs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its codes and checksums."""
+        return sum(a.nbytes for one in self.parts for a in (*one.codes, one.checksums))
 
     def candidates(self, scores: Scores, window: Window, at: int, count: int, order: Order) -> Any:
         """Find columns of the scores that come first for one target of a window, ascending."""
-        shape = (self.document.rows,)
         columns = scores.shape[1]
-        total, estimate = np.zeros(columns, np.float32), np.empty(shape, np.float32)
+        total, estimate = np.zeros(columns, np.float32), np.empty(self.rows, np.float32)
         positions = self.positions(scores)
         # Tiny gradients make tiny targets, whose products would vanish in float32. A power of two
         # changes no other bit, and one for all epochs leaves the ranking of their sum as it is.
         most = max(float(np.abs(left[at]).max(initial=0)) for left in window.lefts)
         exponent = -math.frexp(most)[1]
-        for epoch, (left, scale) in enumerate(zip(window.lefts, window.scales, strict=True)):
-            estimate[:] = 0
-            self._estimate(estimate, epoch, self.turns[epoch] @ np.ldexp(left[at], exponent))
+        for part, left, scale in zip(self.parts, window.lefts, window.scales, strict=True):
+            part.estimate(estimate, np.ldexp(left[at], exponent))
             own = estimate[:columns] if positions is None else estimate[positions]
             total += own if scale is None else own * self._whole(scale)
         if window.scale is not None:
             total *= self._whole(window.scale)
         near = np.argpartition(keys(total, order), columns - count)[columns - count :]
         return np.sort(near)
-
-    def _estimate(self, out: F32, epoch: int, target: F32) -> None:
-        def scan(low: int, high: int) -> None:
-            add_estimates(
-                out[low:high], target, self.signs[epoch, low:high], self.lengths[epoch, low:high]
-            )
-
-        with ThreadPoolExecutor(task_slots()) as pool:
-            list(pool.map(lambda one: scan(*one), ranges(len(out), _SCAN_ROWS)))
 
     def positions(self, scores: Scores) -> NDArray[np.int64] | None:
         """Return the stored position of each column of the scores; None where they are its number."""
@@ -151,7 +162,7 @@ class TrainIndex:
         # The last is that which was asked for last. Each selection of train rows has other columns:
         # those of the two latest stay. Several threads may be here, which at worst read one twice.
         self._columns[rows.token] = column
-        for old in [*self._columns][: -2 * (len(self.turns) + 2)]:
+        for old in [*self._columns][: -2 * (len(self.parts) + 2)]:
             self._columns.pop(old, None)
         return column
 
@@ -159,14 +170,14 @@ class TrainIndex:
         self, scores: Scores, window: Window, at: int, near: NDArray[np.int64], first: int
     ) -> tuple[F32, NDArray[np.int64]]:
         """Return the exact scores of one target of a window with columns (c,), and their positions."""
-        rows = IndexedRows.of(scores)
         positions = self.positions(scores)
         stored = near if positions is None else positions[near]
         # Rows of one chunk are read together.
         near, stored = near[np.argsort(stored)], np.sort(stored)
         trains = []
-        for epoch, column in enumerate(rows.columns):
-            own = read_single_rows(column, stored, self.checksums[epoch, stored])
+        for part, rows in zip(self.parts, indexed_rows(scores), strict=True):
+            column = rows.column
+            own = read_single_rows(column, stored, part.checksums[stored])
             if column.scale is not None:
                 own = dequantised(own, TakenRows(column.scale, stored).read(0, len(stored)))
             trains.append(ArrayRows(own))
@@ -194,13 +205,16 @@ class TrainIndex:
         return Lists.joined(made)
 
 
-def need_index_memory(path: str, rows: int, arrays: Sequence[SavedArray], limit: int) -> None:
-    """Raise a :class:`MemoryLimitError` where the arrays of an index do not fit in memory."""
-    sizes = [one.chunk_count * one.form.size for one in arrays]
+def need_index_memory(
+    each: Sequence[tuple[IndexDocument, Sequence[SavedArray]]], limit: int
+) -> None:
+    """Raise a :class:`MemoryLimitError` where the arrays of the indexes do not fit in memory."""
+    every = [one for _, arrays in each for one in arrays]
+    sizes = sum(one.chunk_count * one.form.size for one in every)
     # The chunks of an array that are on their way, and the estimates and scales of one target.
-    ahead = max(min(READ_AT_ONCE, one.chunk_count) * one.form.size for one in arrays)
-    fixed = ahead + 16 * rows
-    fit_slots(1, 1, fixed, sum(sizes), limit, f"the index at {path} in memory")
+    ahead = max(min(READ_AT_ONCE, one.chunk_count) * one.form.size for one in every)
+    fixed = ahead + 16 * each[0][0].rows
+    fit_slots(1, 1, fixed, sizes, limit, "the index in memory")
 
 
 def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> TrainIndex:
@@ -209,7 +223,7 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
     Parameters
     ----------
     scores : Scores
-        Scores of any targets with these train rows, by the kernel that the index is of.
+        Scores of any targets with these train rows, by any method and kernel.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -220,9 +234,9 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
     Raises
     ------
     NotFoundError
-        When there is no index of these rows and kernel.
+        When there is no index of these rows.
     SpecMismatchError
-        When it is of other epochs, features, damping or fewer rows.
+        When it is of other epochs, features or fewer rows.
     MemoryLimitError
         When the codes do not fit.
     LocationError
@@ -232,22 +246,33 @@ def open_index(scores: Scores, *, memory_limit: int | str | None = None) -> Trai
     --------
     >>> scores = ts.grad_dot_scores(store, epochs=[2, 5])
     >>> index = ts.build_index(scores, k=3)
-    >>> ts.open_index(scores).document.rows
+    >>> ts.open_index(scores).rows
     24
     """
     need_scores(scores)
     need_compiler()
-    rows = IndexedRows.of(scores)
+    every = indexed_rows(scores)
+    found = [_found(rows) for rows in every]
+    need_index_memory(found, memory_budget(memory_limit))
+    return TrainIndex(tuple(map(_opened, every, found)))
+
+
+def _found(rows: IndexedRows) -> tuple[IndexDocument, list[SavedArray]]:
     found = read_index(rows.location, rows.path)
     if found is None:
         raise NotFoundError(rows.missing())
     document, arrays = found
     rows.refuse_other(document)
+    return document, list(arrays.values())
+
+
+def _opened(rows: IndexedRows, found: tuple[IndexDocument, list[SavedArray]]) -> EpochIndex:
     try:
-        return TrainIndex.read(rows, document, list(arrays.values()), memory_limit)
+        return EpochIndex.read(rows, *found)
     except DamagedError as error:
         # A build that began after the document was read replaces chunks one by one.
-        if read_index(rows.location, rows.path) == found:
+        now = read_index(rows.location, rows.path)
+        if now is not None and now[0] == found[0]:
             raise
         raise LocationError(
             f"the index at {rows.path} of {rows.location} was built again, or is being built, while it "

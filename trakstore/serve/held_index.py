@@ -82,7 +82,7 @@ class HeldIndex:
         scores, index = self.open().scores, self.open().index
         if index is None:
             return {"recall": 1.0}
-        known = recall_of(index.document, scores, MEASURED_ORDER)
+        known = recall_of(index, scores, MEASURED_ORDER)
         if known is None:
             return {}
         # Nothing is known of the list of opponents.

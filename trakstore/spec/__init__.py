@@ -4,6 +4,7 @@ Each goes to a plain dict and back; two that are equal are compatible.
 """
 
 from trakstore.spec.comparison import check_equal
+from trakstore.spec.model_settings import Settings, check_settings, summary
 from trakstore.spec.output_spec import OutputSpec
 from trakstore.spec.parameter_spec import ParameterSpec
 from trakstore.spec.projection_spec import ProjectionSpec
@@ -22,7 +23,10 @@ __all__ = [
     "ProjectionSpec",
     "ScaleSource",
     "ScaleSpec",
+    "Settings",
     "SplitSpec",
     "StoreSpec",
     "check_equal",
+    "check_settings",
+    "summary",
 ]

@@ -10,6 +10,7 @@ from trakstore import documents
 from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
 from trakstore.quantities import as_number
 from trakstore.spec.comparison import shortened
+from trakstore.spec.model_settings import Settings
 from trakstore.spec.store_spec import StoreSpec
 from trakstore.spec.whole_fields import set_whole
 
@@ -39,9 +40,10 @@ _FIELDS = {
     "coordinates": documents.text(),
     "draws": documents.whole(),
     "of_spec": documents.text(),
+    "settings": documents.entries(documents.text(), documents.text()),
 }
 # Fields that are younger than the format: where they are empty, the document stays as it was.
-_ADDED = ("widths", "given", "coordinates", "draws", "of_spec")
+_ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class SplitSpec:
         Rows of each train sample, in given rows of drawn labels; 0 where that is not known.
     of_spec : str
         ``rows_digest`` of the :class:`StoreSpec` that the rows were made by; empty in splits of before.
+    settings : tuple of (name, text)
+        Settings of the model's modules that are no part of its weights; see
+        :mod:`trakstore.spec.model_settings`. Empty in splits of before, and where it is not known.
     """
 
     rows: int
@@ -96,6 +101,7 @@ class SplitSpec:
     coordinates: str = field(default="", compare=False)
     draws: int = field(default=0, compare=False)
     of_spec: str = field(default="", compare=False)
+    settings: Settings = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -151,7 +157,8 @@ class SplitSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON."""
-        document = {**asdict(self), "columns": dict(self.columns), "widths": dict(self.widths)}
+        named = {name: dict(getattr(self, name)) for name in ("columns", "widths", "settings")}
+        document = {**asdict(self), **named}
         return {name: value for name, value in document.items() if value or name not in _ADDED}
 
     @classmethod

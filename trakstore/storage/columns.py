@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.planning import counted
+from trakstore.quantities import shown
 from trakstore.storage import layout
 from trakstore.storage.eight_bits import EIGHT_BITS, MOST_ERROR, dequantised, quantised
 from trakstore.storage.ids import as_ids
@@ -189,8 +190,21 @@ def sample_ids(
         raise TrakStoreError(f"ids must be {rows} integers or strings, got shape {array.shape}")
     repeated = rows - len(np.unique(array))
     if repeated:
-        raise TrakStoreError(f"ids must differ: {repeated} of {rows} repeat others")
+        raise TrakStoreError(
+            f"ids must differ: {repeated} of {rows} repeat others, first {_first_repeated(array)}; "
+            f"give each sample a name of its own"
+        )
     return array
+
+
+def _first_repeated(ids: NDArray[Any]) -> str:
+    """Name the first id that comes once more, with both places."""
+    places: dict[Any, int] = {}
+    for place, one in enumerate(ids.tolist()):
+        if one in places:
+            return f"{shown(one)} at positions {places[one]} and {place}"
+        places[one] = place
+    return "none"
 
 
 def column_dtype(array: NDArray[Any]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from trakstore.documents import parsed
 from trakstore.errors import DamagedError, SpecMismatchError, error_context
 from trakstore.planning import BlockShape, block_shape
-from trakstore.spec import SplitSpec, StoreSpec, check_equal
+from trakstore.spec import SplitSpec, StoreSpec, check_equal, check_settings
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents
 from trakstore.storage.backends.location import Location
@@ -85,6 +85,7 @@ def make_split(
     if wanted.dataset is not None and wanted.rows > made.spec.rows:
         remedy += ", or append=True if samples were added behind the ones that are stored"
     check_equal(made.spec, wanted, f"{location}: {split} at epoch {epoch}", remedy)
+    check_settings(made.spec.settings, wanted.settings, f"{location}: {split} at epoch {epoch}")
     with error_context(f"{location}: {split} at epoch {epoch}"):
         made.spec.check_of(store)
     if made.spec.nonce == nonce:  # this process made it, and nothing was written under it yet

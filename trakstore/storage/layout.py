@@ -58,6 +58,7 @@ COMPLETE = "_complete"
 DROPPED = "_dropped"
 SCALES = "_scales"
 INDEXES = "_indexes"
+INDEX = "rows."  # before an epoch; other names are indexes of an earlier trakstore
 RESERVED = frozenset(
     {SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, DROPPED, SCALES, INDEXES}
 )
@@ -203,9 +204,9 @@ def scores_path(name: str) -> str:
     return f"{SCORES}/{check_name(name, 'score matrix')}"
 
 
-def index_path(split: str, kernel: str) -> str:
-    """Return the group of the index of a train split's rows in the metric of a kernel."""
-    return f"{INDEXES}/{check_name(split, 'split')}/{check_name(kernel, 'kernel of an index')}"
+def index_path(split: str, epoch: Epoch) -> str:
+    """Return the group of the index of a train split's rows at an epoch."""
+    return f"{INDEXES}/{check_name(split, 'split')}/{INDEX}{epoch_path(epoch)}"
 
 
 def run_path(epoch: Epoch, split: str, run: str) -> str:

@@ -25,7 +25,7 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.root import make_root
 from trakstore.storage.split import Split
 from trakstore.storage.store_reader import StoreReader
-from trakstore.storage.tables.index_documents import drop_indexes
+from trakstore.storage.tables.index_documents import drop_index
 from trakstore.storage.tables.runs import forget_plan
 
 
@@ -332,7 +332,8 @@ class FeatureStore(StoreReader):
             return
         for name in self.splits_of(epoch) if split is None else (split,):
             # Indexes of its rows go first: a drop that was stopped and goes on finds another nonce.
-            drop_indexes(self.location, name, self._catalogue.open_to_drop(epoch, name).spec.nonce)
+            nonce = self._catalogue.open_to_drop(epoch, name).spec.nonce
+            drop_index(self.location, name, layout.as_epoch(epoch), nonce)
             drop_split(self._catalogue.open_to_drop(epoch, name))
             self._catalogue.remove(epoch, name)
         if split is not None:

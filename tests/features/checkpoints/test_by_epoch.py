@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from trakstore.errors import NotFoundError
-from trakstore.features import load_job
+from trakstore.errors import NotFoundError, TrakStoreError
+from trakstore.features import Job, load_job
 from trakstore.features.checkpoints import need_files
 
 JOB = """
@@ -47,3 +49,13 @@ def test_a_file_that_is_nowhere_has_the_place_alone(
     with pytest.raises(NotFoundError) as caught:
         need_files({2: tmp_path / "two.pt"}, [2], "jobs.py:digits")
     assert str(caught.value).endswith("choose the epochs whose files are there")
+
+
+def test_weights_in_a_list_are_refused() -> None:
+    model = torch.nn.Linear(2, 2)
+    listed: Any = [model.state_dict()]
+    with pytest.raises(
+        TrakStoreError, match=r"got a list of 1: name the epoch .* dict\(enumerate\("
+    ):
+        Job(model, {"train": [1]}, checkpoints=listed)
+    assert Job(model, {"train": [1]}, checkpoints=dict(enumerate(listed))).epochs == (0,)

@@ -12,6 +12,7 @@ from features.sharding.ranks import KINDS, PROJECTIONS, written
 from features.sharding.traffic import SAMPLES
 
 import trakstore as ts
+from trakstore.spec import check_settings
 
 
 def same_features(folder: Path, ways: list[str]) -> None:
@@ -25,6 +26,9 @@ def same_features(folder: Path, ways: list[str]) -> None:
             for store in (alone, folder / f"{way}.{kind}.{projection}.zarr")
         )
         assert other.spec.checkpoint == split.spec.checkpoint
+        check_settings(split.spec.settings, other.spec.settings, one)
+        shared = dict(other.spec.settings).keys() & dict(split.spec.settings).keys()
+        assert "LayerNorm.eps" in shared if kind == "Gpt" else shared, one
         expected, got = (each.column("features").read(0, 11) for each in (split, other))
         assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max(), one
         for name in ("loss", "output", "out_to_loss"):

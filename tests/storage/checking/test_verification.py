@@ -54,10 +54,15 @@ def test_a_sound_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", corruption.DTYPES)
-def test_random_damage_is_found_and_never_read_as_numbers(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("flips", "truncations"), [(10, 4), pytest.param(40, 16, marks=pytest.mark.slow)]
+)
+def test_random_damage_is_found_and_never_read_as_numbers(
+    tmp_path: Path, dtype: str, flips: int, truncations: int
+) -> None:
     where = tmp_path / "s.zarr"
     corruption.build(where, dtype)
-    for damage, count in ((corruption.flip, 20), (corruption.truncate, 8)):
+    for damage, count in ((corruption.flip, flips), (corruption.truncate, truncations)):
         for trial in corruption.trials(where, damage, count, dtype):
             assert trial.found, trial
             assert trial.wrong == 0, trial
@@ -65,11 +70,14 @@ def test_random_damage_is_found_and_never_read_as_numbers(tmp_path: Path, dtype:
 
 
 @pytest.mark.parametrize("dtype", corruption.DTYPES)
-def test_what_was_displaced_is_found_and_never_read_as_numbers(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("files", [10, pytest.param(40, marks=pytest.mark.slow)])
+def test_what_was_displaced_is_found_and_never_read_as_numbers(
+    tmp_path: Path, dtype: str, files: int
+) -> None:
     """Sound files that are deleted, swapped, copied, older, or documents that were edited."""
     where, older = tmp_path / "s.zarr", tmp_path / "older.zarr"
     corruption.build(where, dtype, older)
-    for trial in corruption.displaced(where, older, 20, dtype):
+    for trial in corruption.displaced(where, older, files, dtype):
         assert trial.found, trial
         assert trial.wrong == 0, trial
     assert verify_store(where).ok

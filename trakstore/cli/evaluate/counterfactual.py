@@ -24,10 +24,10 @@ def counterfactual(
     ],
     size: Annotated[
         list[int] | None,
-        Option(help="Number of samples to take away, repeatable; default: 10 and 50."),
+        Option(metavar="N", help="Number of samples to take away, repeatable; default: 10 and 50."),
     ] = None,
     repeats: Repeats = 5,
-    seed: Annotated[int, Option(help="Seed of training and random removals.")] = 0,
+    seed: Annotated[int, Option(metavar="SEED", help="Seed of training and random removals.")] = 0,
     at_once: AtOnce = 50,
     target: Target = None,
     *,

@@ -15,15 +15,17 @@ from trakstore.report.evaluation_tables import efficiency_table
 def efficiency(
     job: JobName,
     train_rows: Annotated[
-        list[int] | None, Option(help="Number of train samples, repeatable; default: 1,000.")
+        list[int] | None,
+        Option(metavar="N", help="Number of train samples, repeatable; default: 1,000."),
     ] = None,
     target_rows: Annotated[
-        list[int] | None, Option(help="Number of targets, repeatable; default: 100.")
+        list[int] | None, Option(metavar="N", help="Number of targets, repeatable; default: 100.")
     ] = None,
     dim: Annotated[
-        list[int] | None, Option(help="Number of dimensions, repeatable; default: 512.")
+        list[int] | None,
+        Option(metavar="N", help="Number of dimensions, repeatable; default: 512."),
     ] = None,
-    rounds: Annotated[int, Option(min=1, help="Times that each is measured.")] = 3,
+    rounds: Annotated[int, Option(metavar="N", min=1, help="Times that each is measured.")] = 3,
     targets: Targets = "test",
     train: Train = "train",
     as_json: Json = False,

@@ -26,17 +26,19 @@ def lds(
     models: Models,
     method: Annotated[
         list[str] | None,
-        Option(help="As `trakstore score --method`, repeatable; default: trak."),
+        Option(metavar="METHOD", help="As `trakstore score --method`, repeatable; default: trak."),
     ] = None,
     scores: Annotated[
         list[str] | None,
         Option(metavar="NAME", help="Saved scores to compare too; repeatable."),
     ] = None,
     trainer: TrainerName = None,
-    count: Annotated[int, Option(min=3, help="Models in all, with --trainer.")] = 200,
-    share: Annotated[float, Option(help="Share of the train rows in each subset.")] = 0.5,
+    count: Annotated[int, Option(metavar="N", min=3, help="Models in all, with --trainer.")] = 200,
+    share: Annotated[
+        float, Option(metavar="SHARE", help="Share of the train rows in each subset.")
+    ] = 0.5,
     repeats: Repeats = 1,
-    seed: Annotated[int, Option(help="Seed of subsets and training.")] = 0,
+    seed: Annotated[int, Option(metavar="SEED", help="Seed of subsets and training.")] = 0,
     at_once: AtOnce = 50,
     *,
     asked: ScoreRequest,

@@ -18,7 +18,7 @@ def stability(
         list[str] | None,
         Option(metavar="STORE", help="Store of the same splits under another seed; repeatable."),
     ] = None,
-    k: Annotated[int, Option("--k", "-k", min=1, help="Length of the lists.")] = 10,
+    k: Annotated[int, Option("--k", "-k", metavar="N", min=1, help="Length of the lists.")] = 10,
     *,
     asked: ScoreRequest,
 ) -> None:

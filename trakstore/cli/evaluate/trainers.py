@@ -20,8 +20,10 @@ TrainerName = Annotated[
         help="Trainer of models on subsets, such as jobs.py:trainer or package.module:name.",
     ),
 ]
-Repeats = Annotated[int, Option(min=1, help="Models of each subset; their outputs are averaged.")]
-AtOnce = Annotated[int, Option(min=1, help="Models that are trained together.")]
+Repeats = Annotated[
+    int, Option(metavar="N", min=1, help="Models of each subset; their outputs are averaged.")
+]
+AtOnce = Annotated[int, Option(metavar="N", min=1, help="Models that are trained together.")]
 
 
 def load_trainer(name: str) -> Trainer:

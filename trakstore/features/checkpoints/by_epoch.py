@@ -35,6 +35,16 @@ def by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkp
     return {epoch: checkpoints[given] for given, epoch in epochs.items()}
 
 
+def need_epochs(checkpoints: object) -> None:
+    """Raise a :class:`TrakStoreError` for weights in a list, which no epoch names."""
+    if isinstance(checkpoints, list | tuple):
+        raise TrakStoreError(
+            f"checkpoints must be a mapping, like {{10: weights}}, or a Trainer's folder, got a "
+            f"{type(checkpoints).__name__} of {len(checkpoints)}: name the epoch of each, or number "
+            f"them by dict(enumerate(checkpoints))"
+        )
+
+
 def need_files(
     checkpoints: Mapping[int | str, Checkpoint], epochs: Sequence[int | str], job: str = ""
 ) -> None:

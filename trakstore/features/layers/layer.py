@@ -8,7 +8,7 @@ its parts (attention's output projection) is seen wherever it is used, whoever u
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -133,10 +133,13 @@ class Layer(ABC):
         Whether samples must be the first dimension of activations.
     beside : tuple of Tensor
         Numbers of the output's rows, placed as they are.
+    same_input : sequence of str
+        Parameters of all calls of this pass that are given the first of the inputs, with its own.
     """
 
     samples_first: bool = False
     beside: tuple[Tensor, ...] = ()
+    same_input: Sequence[str] = ()
 
     def __init__(self, names: tuple[str, ...], inputs: tuple[Tensor, ...] = ()) -> None:
         self.names, self.inputs = names, inputs

@@ -33,12 +33,12 @@ class Linear(WeightAndBias):
         if self._weight:
             # The gradient of the weight is a sum over positions of the outer products of these two.
             left, right = _positions(gradient), _positions(inputs[0])
-            first_row = self._weight.first_row or 0
+            first_row, beside = self._weight.first_row or 0, self.same_input
             if self._transposed:  # rows of the weight are those of the input then, all of them
-                left, right, first_row = right, left, 0
+                left, right, first_row, beside = right, left, 0, ()
             _, positions, columns = right.shape
-            name = self._weight.name
-            yield Outer(name, left, partial(part, right), positions, columns, first_row)
+            name, make = self._weight.name, partial(part, right)
+            yield Outer(name, left, make, positions, columns, first_row, beside=beside)
 
 
 def _positions(tensor: Tensor) -> Tensor:

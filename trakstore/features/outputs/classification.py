@@ -81,9 +81,9 @@ class _Classification(ModelOutput, PredictsClasses):
         """Return log((1 - p)/p) of the label, NaN where it is no class; and the logits' dtype."""
         inputs, label = _taken_apart(batch)
         logits = logits_of(model, inputs)
-        label = label.long()
-        # A label that is no class cannot be looked up: the nearest class stands in, and the row is NaN.
-        nearest = label.clamp(0, logits.shape[1] - 1)
+        # A label that is no class, such as 0.7, cannot be looked up: the nearest class stands in, and
+        # the row is NaN.
+        nearest = label.long().clamp(0, logits.shape[1] - 1)
         x = shortfall(precise(logits), nearest)
         return x.masked_fill(nearest != label, torch.nan), logits.dtype
 

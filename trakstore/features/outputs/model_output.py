@@ -144,6 +144,8 @@ def inputs_and_target(batch: Any, task: str, target: str) -> tuple[Any, Tensor]:
         return inputs, need_tensor(batch[keys[0]], keys[0])
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         got = f"one with {sorted(batch)}" if isinstance(batch, Mapping) else type(batch).__name__
+        if isinstance(batch, tuple | list):
+            got = f"a {got} of {len(batch)}: the inputs without the {target}"
         raise TrakStoreError(
             f"{task} needs samples (input, ..., {target}), or dicts with 'labels' (or 'label'), "
             f"got {got}"

@@ -65,6 +65,10 @@ class Collecting:
         """Add the projection of a piece to ``out (batch, dim)``, now or when all have come."""
         self._projector.add_piece(out, piece)
 
+    def waits(self, device: torch.device) -> bool:  # noqa: ARG002
+        """Tell whether pieces wait on a device."""
+        return False
+
     def finish(self) -> None:
         """Add what waits."""
 
@@ -122,6 +126,10 @@ class SmallPieces(Collecting):
             return
         _, pieces = self._waiting.setdefault((out.data_ptr(), out.shape), (out, []))
         pieces.append(piece)
+
+    def waits(self, device: torch.device) -> bool:
+        """See :meth:`Collecting.waits`."""
+        return self._waits(device)
 
     def _wait(self, out: Tensor, rows: Rows) -> bool:
         return rows.tile[0].numel() <= _SMALL and self._waits(out.device)

@@ -15,12 +15,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trakstore.features.projectors.collecting import Changed, Collecting
+from trakstore.features.projectors.collecting import Collecting
 from trakstore.features.projectors.hashing import hash2, keys
 from trakstore.features.projectors.pieces import Gathered, Outer, Piece, Rows
 from trakstore.features.projectors.products import Side, times
 from trakstore.features.projectors.projector import Projector, Sides, as_matrix, remembered
+from trakstore.features.projectors.recent import Recent
+from trakstore.features.projectors.shared_rights import SharedRights
 from trakstore.features.projectors.sjlt import SJLT
+from trakstore.features.projectors.thin_factors import ThinFactors
+from trakstore.features.projectors.waiting_products import WaitingProducts
 from trakstore.spec import ParameterSpec, ProjectionSpec
 
 __all__ = ["Kronecker"]
@@ -47,6 +51,8 @@ class Kronecker(Projector):
         self._side, self._factors = spec.side or 1, factors
         small = tuple((name, self._small(shape)) for name, shape in self.matrices.items())
         self._sketch = SJLT(spec, ParameterSpec(small))
+        # A model whose layers depend on the data has other ones beside one another in each batch.
+        self._beside = Recent[tuple[tuple[str, ...], torch.device], Side](2 * len(self.shapes))
 
     def of_scaled(self, factors: Mapping[str, Sides]) -> Kronecker:
         """See :meth:`Projector.of_scaled`."""
@@ -62,8 +68,8 @@ class Kronecker(Projector):
         return made
 
     def collecting(self) -> Collecting:
-        """See :meth:`Projector.collecting`: small matrices wait for one another, as a sketch's do."""
-        return Changed(self._reduced, self._sketch.collecting())
+        """See :meth:`Projector.collecting`: on a GPU many products are formed by one kernel."""
+        return WaitingProducts(self, self._sketch.collecting())
 
     def add(self, out: Tensor, name: str, tile: Tensor, first_row: int = 0) -> None:
         """Add the projection of a tile; see :meth:`Projector.add`."""
@@ -71,7 +77,7 @@ class Kronecker(Projector):
 
     def add_piece(self, out: Tensor, piece: Piece) -> None:
         """Add the projection of a piece, made small before."""
-        self._sketch.add_piece(out, self._reduced(piece))
+        self._sketch.add_piece(out, self.small(piece))
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
         """Add a product of two factors, each projected before."""
@@ -81,11 +87,36 @@ class Kronecker(Projector):
         """Add rows that an index picks, projected on both sides."""
         self.add_piece(out, gathered)
 
-    def _reduced(self, piece: Piece) -> Rows | Gathered:
+    def small(self, piece: Piece) -> Rows | Gathered:
         """Return L·G·Rᵀ, as a piece of the small matrix."""
         if isinstance(piece, Rows):
             return self._of_rows(piece)
         return self._of_outer(piece) if isinstance(piece, Outer) else self._of_gathered(piece)
+
+    def thin(self, outer: Outer, rights: SharedRights) -> ThinFactors | None:
+        """Return the factors of L·G·Rᵀ; None where one of them is not projected."""
+        sides = self._sides_of(outer.name, outer.left.device)
+        both = all(isinstance(one, Side) for one in sides)
+        return self._factors_of(outer, rights) if both else None
+
+    def right_sides(self, outer: Outer) -> tuple[tuple[str, ...], Side]:
+        """Return the parameters that have a right factor, and the Rᵀ of all of them side by side."""
+        names = tuple(name for name in outer.beside if self._may_share(name, outer))
+        names = names if outer.name in names else (outer.name,)
+        key = names, outer.left.device
+        return names, self._beside.of(key, lambda: self._side_by_side(*key))
+
+    def _may_share(self, name: str, outer: Outer) -> bool:
+        side = self._sides_of(name, outer.left.device)[1]
+        once = outer.beside.count(name) == 1
+        return once and isinstance(side, Side) and len(side.whole) == outer.columns
+
+    def _side_by_side(self, names: tuple[str, ...], device: torch.device) -> Side:
+        sides = [self._sides_of(name, device)[1] for name in names]
+        each = [side for side in sides if isinstance(side, Side)]
+        if len(each) == 1:
+            return each[0]
+        return Side(torch.cat([side.whole for side in each], 1), each[0].unit, {})
 
     def _of_rows(self, rows: Rows) -> Rows:
         left, right = self._sides_of(rows.name, rows.tile.device)
@@ -98,24 +129,27 @@ class Kronecker(Projector):
         return Rows(rows.name, small if left is None else small * left[own, None], first_row)
 
     def _of_outer(self, outer: Outer) -> Rows:
+        left, _ = self._sides_of(outer.name, outer.left.device)
+        # L makes all rows of what were some rows of the weight.
+        first_row = 0 if isinstance(left, Side) else outer.first_row
+        return Rows(outer.name, self._factors_of(outer).multiplied(), first_row)
+
+    def _factors_of(self, outer: Outer, rights: SharedRights | None = None) -> ThinFactors:
         # G = leftᵀ·right, summed over positions, so that L·G·Rᵀ = (left·Lᵀ)ᵀ·(right·Rᵀ).
         left, right = self._sides_of(outer.name, outer.left.device)
-        first_row, units = outer.first_row, [1.0, 1.0]
-        own = slice(first_row, first_row + outer.rows)
+        own, units = slice(outer.first_row, outer.first_row + outer.rows), [1.0, 1.0]
         if isinstance(left, Side):
-            # These are some rows of the weight, and all rows of what L makes of them.
             mine, units[0] = times(outer.left, left, own)
-            first_row = 0
         else:
             mine = outer.left.to(torch.float32)
             mine = mine if left is None else mine * left[own]
         if isinstance(right, Side):
-            other, units[1] = outer.right_times(0, outer.batch, right)
+            whole = 0, outer.batch, right
+            other, units[1] = rights.times(outer) if rights else outer.right_times(*whole)
         else:
             other = outer.make_right(0, outer.batch).to(torch.float32)
             other = other if right is None else other * right
-        small = _multiplied(mine.transpose(1, 2), other, units[0] * units[1])
-        return Rows(outer.name, small, first_row)
+        return ThinFactors(mine, other, units[0] * units[1])
 
     def _of_gathered(self, gathered: Gathered) -> Rows | Gathered:
         name, values = gathered.name, gathered.values.to(torch.float32)
@@ -160,14 +194,3 @@ class Kronecker(Projector):
     def _small(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Shape of the projected matrix; biases and scales are left as they are."""
         return shape if 1 in shape else (min(shape[0], self._side), min(shape[1], self._side))
-
-
-def _multiplied(left: Tensor, right: Tensor, unit: float) -> Tensor:
-    """Multiply ``(b, m, k)`` and ``(b, k, n)`` and a unit."""
-    if left.shape[2] == 1:  # a column times a row, which sums nothing
-        product = left * right
-        return product if unit == 1 else product.mul_(unit)
-    if unit == 1:
-        return left @ right
-    empty = left.new_empty(1, 1, 1)  # that counts for nothing
-    return torch.baddbmm(empty, left, right, beta=0, alpha=unit)

@@ -1,7 +1,7 @@
 """Per-sample gradients as a layer knows them: factors, or rows at an index, before they are formed."""
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +63,8 @@ class Outer(NamedTuple):
         ``filtered(start, stop, matrix)`` gives the same as ``right @ matrix``, faster.
     unfolded : callable, optional
         ``unfolded(start, stop)`` gives the same as ``make_right``, as it lies in a smaller tensor.
+    beside : sequence of str
+        Parameters whose gradients have the same right factor, as far as is known, with this one.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Outer(NamedTuple):
     first_row: int = 0
     filtered: Filters | None = None
     unfolded: Callable[[int, int], Unfolded] | None = None
+    beside: Sequence[str] = ()
 
     @property
     def batch(self) -> int:

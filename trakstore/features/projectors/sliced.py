@@ -86,8 +86,10 @@ class Sliced(Projector):
         self._need_part(outer.name, outer.columns, span)
         widened = partial(self._made_wide, outer.make_right, outer.name, span)
         columns = self._projector.matrices[outer.name][1]
-        # What gives the factor in other ways knows nothing of the columns of other ranks.
-        return outer._replace(make_right=widened, columns=columns, filtered=None, unfolded=None)
+        # What gives the factor in other ways knows nothing of the columns of other ranks, and each
+        # parameter has a wider one of its own.
+        placed = outer._replace(make_right=widened, columns=columns, beside=())
+        return placed._replace(filtered=None, unfolded=None)
 
     def _made_wide(
         self, make: Callable[[int, int], Tensor], name: str, span: Span, start: int, stop: int

@@ -105,7 +105,8 @@ _SIZES = each(whole(0, 2**53))
 _ARRAY = {
     "name": text(NAME),
     "dtype": one_of(
-        *("float64", "float32", "float16", "int64", "int32", "uint64", "uint32", "uint8", "bool"),
+        *("float64", "float32", "float16", "int64", "int32", "int16"),
+        *("uint64", "uint32", "uint8", "bool"),
         "str",
     ),
     "shape": _SIZES,

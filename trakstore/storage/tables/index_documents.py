@@ -1,14 +1,13 @@
-"""Documents of indexes: the rows and the metric that each is of, and the recall that was measured."""
+"""Documents of indexes: the rows that each is of, and the recalls that were measured."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trakstore.documents import each, fields, made_by, number, optional, parsed, text, whole
-from trakstore.errors import DamagedError, SpecMismatchError, did_you_mean
+from trakstore.errors import DamagedError, SpecMismatchError
 from trakstore.planning import CHUNK_BYTES
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
@@ -24,8 +23,8 @@ from trakstore.storage.tables.saved_table import (
     table_names,
 )
 
-WORD = 64  # bits that are compared at once: codes are padded to whole words
-_TURN_ROWS = 1024
+_STEP_COLUMNS = 64  # that products with levels take at once: codes are padded to as many
+_SHARE = 64  # one direction of so many is apart
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,10 @@ class Recall:
     method : str
         Method of the scores.
     scaling : str
-        Names of what their products are multiplied with, and a soft threshold.
+        Names of their kernel, of what their products are multiplied with, and a soft threshold.
+    epochs : tuple of str
+    dampings : tuple of (float or None)
+        λ of the kernel of each epoch; None without one.
     k, candidates, checked : int
         Entries of the lists, candidates of each, and number of targets.
     recall : float
@@ -47,6 +49,8 @@ class Recall:
 
     method: str
     scaling: str
+    epochs: tuple[str, ...]
+    dampings: tuple[float | None, ...]
     k: int
     candidates: int
     checked: int
@@ -55,11 +59,16 @@ class Recall:
     @classmethod
     def read(cls, what: Any) -> Recall:
         """Read it from a document."""
-        return cls(**fields(what, _RECALL_FIELDS, what="a recall of an index"))
+        made = cls(**fields(what, _RECALL_FIELDS, what="a recall of an index"))
+        if len(made.epochs) != len(made.dampings):
+            raise DamagedError("a recall of an index says of some epochs more than of others")
+        return made
 
 
 _RECALL_FIELDS = {
     **dict.fromkeys(("method", "scaling"), text()),
+    "epochs": each(text()),
+    "dampings": each(optional(number())),
     **dict.fromkeys(("k", "candidates", "checked"), whole(1)),
     "recall": number(),
 }
@@ -67,50 +76,37 @@ _RECALL_FIELDS = {
 
 @dataclass(frozen=True)
 class IndexDocument:
-    """Rows and metric of an index, and its measured recalls.
+    """Rows of an index, which are those of a train split at one epoch, and measured recalls.
 
     Attributes
     ----------
-    kernel : str
-        Name of the kernel whose metric the rows were turned to; ``"plain"`` for none.
-    epochs : tuple of str
-        Epochs of the rows, in order.
-    nonces : tuple of int
-        Nonces of the train split at these.
-    dampings : tuple of (float or None)
-        λ of each kernel; None without one.
+    epoch : str
+    nonce : int
+        Nonce of the split there.
     rows : int
         Rows of the split, masked ones included.
     dim : int
         Columns of the features.
     seed : int
-        Seed of the rotations.
+        Seed of the signs by which rows are mixed.
+    first_rows : int
+        Rows of the split when the directions that are apart were found.
     blocks, whole_blocks : str
         SHA-256 of the ends of the commit records of the rows' blocks, and of those blocks alone that
         have as many rows as any: an append changes none of these.
     recalls : tuple of Recall
-        One for each kind of scores that was measured.
-    turned_rows : int
-        Rows of the split when the turns were made; 0 in documents of before this was kept.
-    sampled : tuple of int
-        Nonces of the split of drawn labels whose rows the kernel is of; empty for train rows.
-    draws : int
-        Rows of that split for each train row; 0 for train rows.
+        One for each kind of scores that was measured and has this epoch as its first.
     """
 
-    kernel: str
-    epochs: tuple[str, ...]
-    nonces: tuple[int, ...]
-    dampings: tuple[float | None, ...]
+    epoch: str
+    nonce: int
     rows: int
     dim: int
     seed: int
+    first_rows: int
     blocks: str = ""
     whole_blocks: str = ""
     recalls: tuple[Recall, ...] = ()
-    turned_rows: int = 0
-    sampled: tuple[int, ...] = ()
-    draws: int = 0
 
     @classmethod
     def read(cls, what: dict[str, Any]) -> IndexDocument:
@@ -121,9 +117,7 @@ class IndexDocument:
         DamagedError
             When it is no index, or its arrays do not fit what it says.
         """
-        made = cls(**known_fields(what, _FIELDS, _NEWER))
-        if not len(made.epochs) == len(made.nonces) == len(made.dampings) > 0:
-            raise DamagedError("an index says of some epochs more than of others")
+        made = cls(**known_fields(what, _FIELDS))
         arrays, wanted = table_arrays(what), made.arrays(1)
         shapes = {name: one.shape for name, one in arrays.items()}
         if shapes != {one.name: one.shape for one in wanted}:
@@ -142,50 +136,52 @@ class IndexDocument:
 
     def arrays(self, chunk_rows: int) -> list[SavedArray]:
         """Describe the arrays, with so many rows in a chunk, in the order in which they are written."""
-        count, dim, size = len(self.epochs), self.dim, code_bytes(self.dim)
-        by_row, step = ("epoch", "sample"), min(chunk_rows, self.rows)
-        shape, chunks = (count, self.rows), (1, step)
-        turn = (1, min(dim, _TURN_ROWS), dim)
+        rows, dim, size, r = self.rows, self.dim, code_bytes(self.dim), direction_count(self.dim)
+        step = min(chunk_rows, rows)
         return [
-            SavedArray(
-                "turn", "float32", (count, dim, dim), turn, ("epoch", "direction", "feature")
-            ),
-            SavedArray("signs", "uint8", (*shape, size), (*chunks, size), (*by_row, "byte")),
-            SavedArray("checksum", "uint32", shape, chunks, by_row),
-            SavedArray("length", "float32", shape, chunks, by_row),
+            SavedArray("direction", "float32", (r, dim), (r, dim), ("direction", "feature")),
+            SavedArray("level", "uint8", (rows, size), (step, size), ("sample", "byte")),
+            SavedArray("share", "int16", (rows, r), (step, r), ("sample", "direction")),
+            SavedArray("checksum", "uint32", (rows,), (step,), ("sample",)),
+            SavedArray("step", "float32", (rows,), (step,), ("sample",)),
         ]
 
 
 _FIELDS = {
-    **dict.fromkeys(("kernel", "blocks", "whole_blocks"), text()),
-    "epochs": each(text()),
-    "nonces": each(whole()),
-    "dampings": each(optional(number())),
-    **dict.fromkeys(("rows", "dim"), whole(1)),
-    "seed": whole(),
+    **dict.fromkeys(("epoch", "blocks", "whole_blocks"), text()),
+    **dict.fromkeys(("nonce", "seed"), whole()),
+    **dict.fromkeys(("rows", "dim", "first_rows"), whole(1)),
     "recalls": each(made_by(Recall.read, "a recall")),
-    **dict.fromkeys(("turned_rows", "draws"), whole()),
-    "sampled": each(whole()),
 }
-_NEWER = ("turned_rows", "sampled", "draws")  # that documents of before do not have
 
 
 def code_bytes(dim: int) -> int:
-    """Return the bytes of the signs of a row: whole words of 64.
+    """Return the bytes of the levels of a row, two columns each.
 
     Examples
     --------
     >>> code_bytes(2048), code_bytes(100)
-    (256, 16)
+    (1024, 64)
     """
-    return -(-dim // WORD) * (WORD // 8)
+    return -(-dim // _STEP_COLUMNS) * (_STEP_COLUMNS // 2)
+
+
+def direction_count(dim: int) -> int:
+    """Return the directions of rows that are apart.
+
+    Examples
+    --------
+    >>> direction_count(2048), direction_count(100)
+    (32, 1)
+    """
+    return max(1, dim // _SHARE)
 
 
 def chunk_rows_of(dim: int, block_rows: int) -> int:
-    """Return the rows of a chunk of signs: whole blocks, of about half of an ordinary chunk's bytes."""
+    """Return the rows of a chunk of levels: whole blocks, of about an ordinary chunk's bytes."""
     # An append stores the last, short block again. Its codes are in the last, short chunk alone, which
     # is written again as well.
-    return max(1, CHUNK_BYTES // 2 // code_bytes(dim) // block_rows) * block_rows
+    return max(1, CHUNK_BYTES // code_bytes(dim) // block_rows) * block_rows
 
 
 def read_index(location: Location, path: str) -> tuple[IndexDocument, dict[str, SavedArray]] | None:
@@ -228,30 +224,33 @@ def known_index(
         return None
 
 
-def drop_indexes(location: Location, split: str, nonce: int) -> None:
-    """Delete the indexes of a split's rows, or of their kernel, at an epoch where it has this nonce.
+def drop_index(location: Location, split: str, epoch: layout.Epoch, nonce: int) -> None:
+    """Delete the index of a split's rows at an epoch where it has this nonce there.
 
     Raises
     ------
     LocationError
-        When another process builds one of them.
+        When another process builds it.
     """
-    tops = [layout.child(layout.INDEXES, one) for one in {split, layout.own_split(split)}]
-    for path in [layout.child(top, name) for top in tops for name in table_names(location, top)]:
-        known = known_index(location, path)
-        if known is not None and nonce in (*known[0].nonces, *known[0].sampled):
-            with claimed(location, path, "drop"):
-                delete_table(location, path)
+    path = layout.index_path(split, epoch)
+    known = known_index(location, path)
+    if known is not None and known[0].nonce == nonce:
+        with claimed(location, path, "drop"):
+            delete_table(location, path)
 
 
-def check_index(_: Location, __: str, what: dict[str, Any]) -> IndexDocument:
-    """Read the document of an index, as :func:`~.saved_table.check_table` wants it read."""
-    return IndexDocument.read(what)
+def drop_older_indexes(location: Location, split: str) -> None:
+    """Delete the indexes of a split that an earlier trakstore made, one for each kernel."""
+    top = layout.child(layout.INDEXES, split)
+    for name in table_names(location, top):
+        if not name.startswith(layout.INDEX):
+            delete_table(location, layout.child(top, name))
 
 
-def other_indexes(location: Location, split: str, kernel: str) -> str:
-    """Write the end of a message: kernels that the split has an index of."""
-    names: Sequence[str] = table_names(location, f"{layout.INDEXES}/{split}")
-    if kernel in names:
-        return " that was built to its end"
-    return did_you_mean(kernel, names) if names else ""
+def check_index(_: Location, path: str, what: dict[str, Any]) -> None:
+    """Read the document of an index, as :func:`~.saved_table.check_table` wants it read.
+
+    Those of an earlier trakstore are at other paths, and are not read any more.
+    """
+    if layout.last_part(path).startswith(layout.INDEX):
+        IndexDocument.read(what)

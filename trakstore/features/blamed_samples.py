@@ -1,0 +1,119 @@
+"""Errors of samples that a model does not take, once the first ones were taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils import _pytree as tree
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.background import ReadAhead
+from trakstore.features.batches import Batches
+from trakstore.features.fitness import need_pass
+from trakstore.features.outputs import ModelOutput
+from trakstore.features.plain import copied
+from trakstore.features.reading import named_sample, named_samples
+from trakstore.features.wording import first_line
+
+__all__ = ["CheckedBatches", "blaming_samples"]
+
+Piece: TypeAlias = tuple[int, int]
+Read: TypeAlias = "list[tuple[NDArray[np.int64], Any]]"
+
+
+class CheckedBatches(ReadAhead[Piece, Read]):
+    """Reader of batches, which are checked as the first samples were where they have another shape.
+
+    An output may take a target of two values, or a prediction for each of two rows, where one was
+    there before, and add them up: no error would tell.
+
+    Parameters
+    ----------
+    read : callable
+        Function that reads the batches of the rows from one to another.
+    batches : Batches
+    model : nn.Module
+    output : ModelOutput
+    """
+
+    def __init__(
+        self, read: Callable[[Piece], Read], batches: Batches, model: nn.Module, output: ModelOutput
+    ) -> None:
+        super().__init__(read)
+        self._batches, self._model, self._output = batches, model, output
+        self._known = set[tuple[Any, ...]]()
+
+    def through(
+        self, items: Sequence[Piece], then: Piece | None = None
+    ) -> Iterator[tuple[Piece, Read]]:
+        """See :meth:`ReadAhead.through`.
+
+        Raises
+        ------
+        TrakStoreError
+            When the output does not take samples of such a shape, with the first of them.
+        """
+        for item, read in super().through(items, then):
+            for rows, batch in read:
+                self._need_shape(rows.tolist(), batch)
+            yield item, read
+
+    def _need_shape(self, rows: list[int], batch: Any) -> None:
+        leaves = tree.tree_leaves(batch)
+        # A collator pads samples to the longest of them: lengths alone are no other shape then.
+        exact = self._batches.collate is None
+        shape = tuple(tuple(one.shape[1:]) if exact else one.ndim for one in leaves)
+        if shape in self._known:
+            return
+        try:
+            self._output.check(self._model, copied(batch))
+        except TrakStoreError as error:
+            named = self._batches.unlike_first(rows) or named_samples(rows)
+            raise TrakStoreError(
+                f"{named}: {error}; give all samples one form and run again: what is written stays"
+            ) from error
+        self._known.add(shape)
+
+
+@contextmanager
+def blaming_samples(
+    batches: Batches, model: nn.Module, output: ModelOutput, rows: range, *, alone: bool
+) -> Iterator[None]:
+    """Say of an error which sample the model does not take, where that is why.
+
+    Parameters
+    ----------
+    batches : Batches
+    model : nn.Module
+    output : ModelOutput
+    rows : range
+        Rows that are computed within.
+    alone : bool
+        Whether the model may be asked about single samples: no other rank has a part in it.
+
+    Raises
+    ------
+    TrakStoreError
+        With the first sample of another form than the first of the data set, or the first one that the
+        model by itself fails on; the error is its cause.
+    """
+    try:
+        yield
+    except (TrakStoreError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        unlike = batches.unlike_first(rows)
+        if unlike:
+            raise TrakStoreError(
+                f"{unlike}: the model does not take it ({first_line(error)}); give all samples one "
+                f"form and run again: what is written stays"
+            ) from error
+        for row in rows if alone else ():
+            need_pass(model, output, batches.picked([row]), named_sample(row, batches.ids))
+        raise

@@ -1,0 +1,93 @@
+"""Samples of people's own data sets, whose errors are told with the sample that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from trakstore.errors import TrakStoreError
+from trakstore.named import blamed_on
+from trakstore.quantities import is_whole, shown
+
+__all__ = ["REMEDY", "named_sample", "named_samples", "number_of_samples", "read_sample"]
+
+REMEDY = "mend it and run again: what is written stays, and the run goes on behind it"
+
+
+def number_of_samples(dataset: Any, name: str = "the data set") -> int:
+    """Return the length that a data set has.
+
+    Raises
+    ------
+    TrakStoreError
+        When its ``__len__`` raises, or gives no whole number above 0.
+    """
+    # len() itself refuses these, and does not say what it was given.
+    with blamed_on(f"{name} has a __len__ that fails", "it gives the number of samples"):
+        given = type(dataset).__len__(dataset)
+    if not is_whole(given) or given < 0:
+        raise TrakStoreError(
+            f"{name} has a __len__ that gives {shown(given)}, and the number of samples was needed, a "
+            f"whole number from 1 on: mend it"
+        )
+    if given == 0:
+        raise TrakStoreError(f"{name} is empty: it needs one sample or more")
+    return int(given)
+
+
+def read_sample(dataset: Any, index: int, ids: NDArray[Any] | None = None) -> Any:
+    """Read the sample at a position, whose id is among ``ids`` where these are known.
+
+    Raises
+    ------
+    TrakStoreError
+        When the data set raises, with its error as the cause, or gives None.
+    """
+    name = named_sample(index, ids)
+    with blamed_on(f"{name} cannot be read", REMEDY):
+        try:
+            sample = dataset[index]
+        # A loop over samples would take StopIteration for their end. The others say that there is no
+        # such sample, also where trakstore's own code looked it up for the data set.
+        except (StopIteration, LookupError, TypeError, NotImplementedError) as error:
+            raise TrakStoreError(
+                f"{name} cannot be read ({type(error).__name__}: {error}): a data set gives its "
+                f"samples by dataset[0] to dataset[len(dataset) - 1], and its length is "
+                f"{len(dataset)}; {REMEDY}"
+            ) from error
+    if sample is None:
+        raise TrakStoreError(
+            f"{name} is None: its __getitem__ gives nothing, where a sample was needed, a tree of "
+            f"tensors, arrays and numbers: leave it out, of __len__ too, or {REMEDY}"
+        )
+    return sample
+
+
+def named_sample(index: int, ids: NDArray[Any] | None = None) -> str:
+    """Name a sample in a message, with its id where that is another than its position.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> named_sample(3), named_sample(1, np.array([7, 8]))
+    ('sample 3', 'sample 1 (id 8)')
+    """
+    own = index if ids is None or index >= len(ids) else ids[index : index + 1].tolist()[0]
+    return f"sample {index}" if own == index else f"sample {index} (id {shown(own)})"
+
+
+def named_samples(rows: Sequence[int]) -> str:
+    """Name the samples of a batch in a message.
+
+    Examples
+    --------
+    >>> named_samples([4, 5, 6]), named_samples([4, 9, 6])
+    ('samples 4 to 6', 'samples 4, 9, 6')
+    """
+    first, last = rows[0], rows[-1]
+    if list(rows) == list(range(first, last + 1)):
+        return f"samples {first} to {last}"
+    more = ", ..." if len(rows) > 5 else ""
+    return f"samples {', '.join(map(str, rows[:5]))}{more}"
