@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
@@ -82,3 +83,17 @@ def test_scores_that_are_not_finite_are_named(bad: float) -> None:
     for compute in asked:
         with pytest.raises(NumericsError, match=f"target 1 with train row 2 is {bad}"):
             compute(matrix)
+
+
+@pytest.mark.parametrize("given", [None, [[1.0, 2.0]], torch.ones(1, 2)])
+def test_what_is_no_matrix_of_scores(given: Any) -> None:
+    said = r"needed scores of shape \(target, train\), as .* got"
+    for compute in (gini, lambda one: same_class_share(one, [0, 1], [0])):
+        with pytest.raises(TrakStoreError, match=said):
+            compute(given)
+
+
+def test_labels_that_are_nan_are_no_class_of_their_own() -> None:
+    for labels in (([0, np.nan, 1], [0]), ([0, 0, 1], [np.nan])):
+        with pytest.raises(TrakStoreError, match="labels are NaN for some rows"):
+            same_class_share(np.ones((1, 3)), *labels)

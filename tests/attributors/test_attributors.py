@@ -117,6 +117,25 @@ def test_a_temporary_store_follows_the_model_and_a_given_one_refuses(tmp_path: P
                 one.compute_train_features(TRAIN)
 
 
+def test_bad_use() -> None:
+    with pytest.raises(TrakStoreError, match="device 'x' cannot be used"):
+        TRAKAttributor(mlp(), device="x")
+    one, train = TRAKAttributor(mlp(), proj_dim=16), torch.ones(3, 16)
+    for bad, message in [
+        (3, r"train features must have the shape \(samples, proj_dim\), got \(\): give what"),
+        (torch.ones(16), r"got \(16,\): give what compute_train_features gave"),
+        ("x", "train features must be a tensor, got 'x'"),
+    ]:
+        with pytest.raises(TrakStoreError, match=message):
+            one.compute_attributions(bad, train)  # type: ignore[arg-type]
+    with pytest.raises(TrakStoreError, match="test features must have the shape"):
+        one.compute_attributions(train, torch.ones(16))
+    with pytest.raises(TrakStoreError, match="test_idx must be an integer, got 'x'"):
+        one.find_top_attributions(train, "x")  # type: ignore[arg-type]
+    with pytest.raises(TrakStoreError, match="there are 3 targets, none at 3"):
+        one.find_top_attributions(train, 3, 2)
+
+
 def test_features_in_a_temporary_store_are_of_the_samples_as_they_are_now() -> None:
     """Of 100 samples 32 are compared by what they hold: none of those that change here."""
     data, one = Samples(100), TRAKAttributor(mlp(), proj_dim=16)

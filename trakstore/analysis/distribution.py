@@ -7,7 +7,7 @@ import xarray as xr
 
 from trakstore.passes.rows import whole_column
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.windows import target_windows
 
 # Standard deviations that the pooled histogram shows; what is beyond them is in its end bins.
@@ -53,6 +53,7 @@ def distribution(
     >>> counts["count"].sizes, counts["count"].sum("bin").values.tolist()
     (Frozen({'target': 6, 'bin': 4}), [24, 24, 24, 24, 24, 24])
     """
+    need_scores(scores)
     bins = as_whole(bins, "bins", 2)
     targets = scores.shape[0]
     counts = np.zeros((targets, bins), dtype=np.int64)

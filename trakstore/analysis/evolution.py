@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from trakstore.passes.memory import give_back
 from trakstore.passes.rows import taken_rows, whole_column
-from trakstore.scores.factored import Scores
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.running_lists import Order, check_finite, keys
 from trakstore.scores.top_k import check_request
@@ -69,6 +69,7 @@ def evolution(
     >>> over_time["spearman"].values[:, 0].round(1)
     array([nan, 0.6, 0.5])
     """
+    need_scores(scores)
     k = check_request(k, scores.shape[1], order)
     # Arrays of many sizes come and go below: those that the allocator keeps would be as much again.
     give_back()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.passes.rows import whole_column
-from trakstore.scores.factored import Scores
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.moments import row_moments
 
 F64 = NDArray[np.float64]
@@ -57,6 +57,7 @@ def trajectories(
     >>> lines["score"].dims, lines["standard"].values[:, 0].round(1).tolist()
     (('epoch', 'target', 'rank'), [[0.7, 0.3], [2.9, 1.4], [1.4, 1.9]])
     """
+    need_scores(scores)
     rows = np.asarray(position)
     if rows.ndim != 2 or len(rows) != scores.shape[0] or rows.dtype.kind not in "iu":
         raise TrakStoreError(
