@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import trakstore as ts
+from trakstore.analysis import distribution, evolution, trajectories, transition
 from trakstore.errors import LocationError
 from trakstore.features import featurize
 
@@ -35,6 +36,13 @@ CALLS: dict[str, tuple[Call, str]] = {
         "needed an open store, got its path: open_",
     ),
     "path of dots": (lambda s: ts.grad_dot_scores(Path(str(s.location))), "needed an open store"),
+    "evolution of a name": (lambda _: evolution("x"), "needed Scores, .* got str"),  # type: ignore[arg-type]
+    "distribution of an array": (lambda _: distribution(np.ones((2, 2))), "needed Scores"),  # type: ignore[arg-type]
+    "trajectories of a store": (lambda s: trajectories(s, [[0]]), "needed Scores"),  # type: ignore[arg-type]
+    "transition of a store": (
+        lambda s: transition(ts.trak_scores(s), s),  # type: ignore[arg-type]
+        "needed Scores, .* got FeatureStore",
+    ),
     "huge k": (
         lambda s: ts.top_k(ts.trak_scores(s), 10**5000),
         "k must be in 1..12 .*got a number of some",

@@ -283,6 +283,7 @@ ORDER: dict[str, list[str]] = {
         "blockcheck",
         "streamed",
         "reading",
+        "in_place",
         "fingerprint",
         "ranks",
         "devices",

@@ -26,7 +26,7 @@ from trakstore.attributors import (
     TRAKAttributor,
     compute_attribution_stability,
 )
-from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.errors import NotFoundError, NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.features import featurize
 
 TRAIN, TEST = Samples(40), Samples(9, seed=1)
@@ -355,3 +355,12 @@ def test_chunks_of_other_weights_are_refused() -> None:
     with pytest.raises(SpecMismatchError, match="20 of these 40 train features"):
         one.compute_attributions(torch.cat([first, second]), test)
     assert one.compute_attributions(second, test).shape == (9, 20)
+
+
+def test_a_task_that_is_none_and_no_samples_are_told() -> None:
+    with pytest.raises(NotFoundError, match=r"there are margin, .*; or name a task: image_classif"):
+        TRAKAttributor(mlp(), "image_clasification")
+    tracin = TracInAttributor(mlp(), device="cpu")
+    for test, train in ((TEST[0], []), ([], TRAIN)):
+        with pytest.raises(TrakStoreError, match="there are no samples"):
+            tracin.compute_influences(test, train)

@@ -334,3 +334,12 @@ def test_a_hugging_face_trainer(tmp_path: Path, when: str, every: int, epochs: A
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == len(rates)
     with pytest.raises(TrakStoreError, match="when is one of"):
         trainer_callback({"train": data}, tmp_path / "s.zarr", when="never")
+
+
+@pytest.mark.parametrize("ends", [(1, 7), (2, 1), (1, 1)])
+def test_a_transition_leads_from_one_checkpoint_to_a_later_one(ends: tuple[int, int]) -> None:
+    checkpoints = {1: mlp(0), 2: mlp(1), 5: mlp(2)}
+    with pytest.raises(
+        TrakStoreError, match=r"\(before, after\), among 1, 2, 5 in this order, got"
+    ):
+        PhaseTransitionAttributor(checkpoints, TRAIN, TEST, transition=ends)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from trakstore.analysis.group_influence import class_summary
-from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.evaluation.agreement import stability
 from trakstore.features import featurize
 from trakstore.features.devices import worker_device
@@ -89,7 +89,7 @@ class TRAKAttributor:
     ) -> None:
         self.model = model
         self.device = worker_device(None if device is None else str(device))
-        self.output = as_output("margin" if isinstance(task, str) and task in _MARGIN else task)
+        self.output = _output_of(task)
         self.projection = projector or ProjectionSpec("sjlt", dim=proj_dim)
         parameters = parameter_spec(select_parameters(model), ("*",))
         self.projection_matrix = ProjectionMatrix(make_projector(self.projection, parameters))
@@ -110,7 +110,10 @@ class TRAKAttributor:
         """
         store = self._embedded.open()
         if store is None:
-            raise TrakStoreError("there are no features yet: call compute_train_features first")
+            raise TrakStoreError(
+                "there are no features yet: call compute_train_features first, or "
+                "compute_epoch_features for both splits"
+            )
         return store
 
     def compute_train_features(self, dataloader: Any, num_samples: int | None = None) -> Tensor:
@@ -281,6 +284,14 @@ class TRAKAttributor:
     def _project_gradient(self, vector: Tensor) -> Tensor:
         """Make a feature of a flattened gradient, shapes (total_params,) -> (proj_dim,)."""
         return self.projection_matrix.project(vector.detach()[None])[0]
+
+
+def _output_of(task: str | ModelOutput) -> ModelOutput:
+    """Return the output of a task."""
+    try:
+        return as_output("margin" if isinstance(task, str) and task in _MARGIN else task)
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}; or name a task: {', '.join(_MARGIN)}") from None
 
 
 def compute_attribution_stability(

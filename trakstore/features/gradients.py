@@ -21,7 +21,7 @@ from torch.utils import _pytree as tree
 from trakstore.features.heap import keep_freed_memory
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
-from trakstore.features.plain import backward, copied
+from trakstore.features.plain import backward, copied, each_tensor
 from trakstore.features.projectors import Projector, Sliced
 from trakstore.features.sharding import WHOLE, Sharding, Take
 from trakstore.features.wording import first_sentence
@@ -247,4 +247,4 @@ def _first_leaf(batch: Any) -> Tensor:
 
 def cut(batch: Any, start: int, stop: int) -> Any:
     """Return some samples of a batch, one after another."""
-    return tree.tree_map(lambda tensor: tensor[start:stop], batch)
+    return each_tensor(lambda tensor: tensor[start:stop], batch)

@@ -16,7 +16,13 @@ from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
-from trakstore.features.blamed_samples import CheckedBatches, Piece, Read, blaming_samples
+from trakstore.features.blamed_samples import (
+    CheckedBatches,
+    Piece,
+    Read,
+    blaming_samples,
+    need_forms,
+)
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
@@ -295,16 +301,20 @@ def _probed(
     each = samples.each
     size = min(job.batch_size * each, len(ids))
     some = samples.first_rows(sampled_rows(samples.given))
+    if engine.whole:
+        need_forms(batches, model, output, some)
     uneven = batches.uneven(some) if size < len(ids) else None
 
     def read(piece: Piece) -> Read:
         return batches.several(*piece, size, by_length=uneven is not None, each=each)
 
+    checked = partial(CheckedBatches, batches=batches, model=model, output=output, first=first)
+    reader = checked(read) if engine.whole else ReadAhead(read)
     computer = RowComputer(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        CheckedBatches(read, batches, model, output) if engine.whole else ReadAhead(read),
+        reader,
         ids,
         f"{split} at epoch {epoch}",
         spec,

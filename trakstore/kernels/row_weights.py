@@ -89,7 +89,8 @@ def weighted(split: Split, weighting: str) -> KernelSplit:
 
 def _no_weighting(name: str) -> TrakStoreError:
     return TrakStoreError(
-        f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0, got {name!r}"
+        f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0 (of a kernel "
+        f"that is shown, 'auto' or 'none' too), got {name!r}"
     )
 
 
