@@ -253,6 +253,9 @@ def test_bad_use(tmp_path: Path) -> None:
         one.featurize(batch, inds=np.arange(20, 28))
     with pytest.raises(TrakStoreError, match="8 samples, 3 indices"):
         one.featurize(batch, num_samples=3)
+    one.featurize(batch, num_samples=8)  # from the first on: a call that failed counts for nothing
+    (path,) = tmp_path.glob("staging/0/train/*.npz")
+    assert np.load(path)["inds"].tolist() == list(range(8))
     with pytest.raises(ModelIDException, match="other weights"):
         one.load_checkpoint(STATES[1], 0)
     with pytest.raises(ModelIDException, match="Model ID 7 not registered"):

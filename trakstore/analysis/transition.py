@@ -155,8 +155,6 @@ def transition(
     array([-0.67, -0.61])
     """
     pairs = [(before, after), *null]
-    for one in (before, after):
-        need_scores(one)
     k = _check(pairs, scale, k)
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
     remaining = _remaining_limit(before.shape[1], memory_limit)

@@ -167,13 +167,15 @@ class IncomingRows:
             both = (rows.features, rows.outputs.out_to_loss)
             self.staged.add(at[fresh], *(one.detach().cpu().numpy() for one in both))
             self.done[at[fresh]] = True
+        # A call that failed may be made again: it has moved nothing.
+        if num_samples is not None:
+            self.next += len(at)
 
     def _places(self, inds: Any, num_samples: int | None) -> NDArray[np.int64]:
         if (inds is None) == (num_samples is None):
             raise OrderError("Exactly one of num_samples and inds should be specified")
         if num_samples is not None:
-            start, self.next = self.next, self.next + as_whole(num_samples, "num_samples", 0)
-            at = np.arange(start, self.next)
+            at = np.arange(self.next, self.next + as_whole(num_samples, "num_samples", 0))
         else:
             at = _positions(inds)
         if len(at) and not (at.min() >= 0 and at.max() < self.staged.rows):
