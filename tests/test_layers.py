@@ -285,6 +285,7 @@ ORDER: dict[str, list[str]] = {
         "streamed",
         "reading",
         "in_place",
+        "to_device",
         "fingerprint",
         "ranks",
         "devices",

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from trakstore.features.sorted_batches import (
     padded_share,
     sequence_length,
 )
+from trakstore.features.to_device import moved
 from trakstore.named import blamed_on
 from trakstore.planning import ranges
 
@@ -189,7 +189,7 @@ class Batches:
                 f"must not depend on the others of its batch; pad samples, in their order, and do all "
                 f"else in the data set"
             )
-        return self._moved(batch)
+        return moved(batch, self.device)
 
     def _tree(self, samples: list[Any], rows: Sequence[int]) -> Any:
         batch = _as_tree(self._collated(samples, rows))
@@ -313,24 +313,6 @@ class Batches:
             f"({maker} collate=)"
         )
 
-    def _moved(self, batch: Any) -> Any:
-        """Move a batch to the device; to a GPU from pinned memory, beside what it computes.
-
-        The thread that reads waits for the copy, and nobody else.
-        """
-        if self.device.type != "cuda":
-            return tree.tree_map(lambda tensor: _usable(tensor.to(self.device)), batch)
-        copies, user = _copies(self.device), torch.cuda.default_stream(self.device)
-        with torch.cuda.stream(copies):
-            pinned = tree.tree_map(lambda tensor: tensor.cpu().pin_memory(), batch)
-            moved = tree.tree_map(lambda t: t.to(self.device, non_blocking=True), pinned)
-        copies.synchronize()
-        for tensor in tree.tree_leaves(moved):
-            # torch frees memory for the stream that it was taken on. It must not be used again while
-            # the stream that computes still reads it.
-            tensor.record_stream(user)
-        return moved
-
 
 def _text_remedy(samples: list[Any]) -> str:
     """Advise those whose collator was given texts; nothing for other samples."""
@@ -377,11 +359,6 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
-def _usable(tensor: Tensor) -> Tensor:
-    """Return a tensor, or a copy of one that was made in inference mode: autograd keeps none such."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
 def _as_tree(batch: Any) -> Any:
     """Make dicts of mappings of any class, and of the fields of dataclasses."""
     if isinstance(batch, Mapping):
@@ -408,8 +385,3 @@ def _as_tensor(value: Any) -> Any:
         return _with_tensors(value)
     array = np.asarray(value)  # refuses lists of several lengths
     return torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
-
-
-@cache
-def _copies(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
