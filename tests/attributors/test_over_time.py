@@ -248,6 +248,23 @@ def test_spurious_examples_are_a_contrast(method: str) -> None:
     assert found["indices"].tolist() == np.argsort(-wanted)[:6].tolist()
 
 
+def test_bias_is_of_the_samples_as_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, aligned, conflicting = Samples(60), Samples(5, seed=2), Samples(4, seed=3)
+    made, computed = BiasAttributor(mlp(), aligned, conflicting, train, proj_dim=16), list[str]()
+    compute = made.trak.compute_epoch_features
+    monkeypatch.setattr(
+        made.trak, "compute_epoch_features", lambda *one: computed.append(one[2]) or compute(*one)
+    )
+    before = made.find_spurious_examples("grad_dot")["contrast"]
+    made.find_spurious_examples("grad_cos")
+    assert computed == ["train", "test"]  # once for both methods
+    train.y[37] = (train.y[37] + 1) % 3  # none of the 32 samples that a fingerprint is of
+    after = made.find_spurious_examples("grad_dot")["contrast"]
+    assert (after != before).nonzero()[:, 0].tolist() == [37]
+    own = BiasAttributor(mlp(), aligned, conflicting, train, proj_dim=16)
+    torch.testing.assert_close(after, own.find_spurious_examples("grad_dot")["contrast"])
+
+
 def test_bias_over_checkpoints() -> None:
     model, aligned, conflicting = mlp(7), Samples(5, seed=2), Samples(4, seed=3)
     mine = {name: one.clone() for name, one in model.state_dict().items()}

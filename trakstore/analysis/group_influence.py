@@ -14,7 +14,7 @@ from trakstore.analysis.concentration import (
     positive_mass_of_rows,
 )
 from trakstore.errors import TrakStoreError
-from trakstore.scores.factored import Scores
+from trakstore.scores.factored import Scores, need_scores
 from trakstore.scores.sums import group_scores
 from trakstore.scores.windows import Matrix, need_labels, target_windows
 
@@ -78,6 +78,7 @@ def contrast(
     >>> contrast(ts.grad_dot_scores(store), aligned, ~aligned).shape
     (24,)
     """
+    need_scores(scores)
     one, other = (np.asarray(mask, dtype=bool) for mask in (aligned, conflicting))
     count = scores.shape[0]
     if not one.shape == other.shape == (count,) or (one & other).any():

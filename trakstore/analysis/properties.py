@@ -113,11 +113,17 @@ def compare_properties(
 def modular_addition(modulus: int) -> Describe:
     """Make a function that gives properties of samples ``(a, b, ...)`` of a + b modulo ``modulus``.
 
+    Raises
+    ------
+    TrakStoreError
+        When the modulus is no integer of 1 or more.
+
     Examples
     --------
     >>> modular_addition(7)((3, 5))["carries"], modular_addition(7)((3, 5))["sum"]
     (True, 1)
     """
+    modulus = as_whole(modulus, "modulus", 1)
 
     def describe(sample: Any) -> dict[str, float | bool | str]:
         a, b = (int(one) for one in sample[:2])

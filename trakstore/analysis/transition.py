@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -75,7 +76,14 @@ class Transition:
         """Expected share of the list ``side`` that is there by chance; NaN without a null.
 
         It is the largest ``q`` in the list.
+
+        Raises
+        ------
+        TrakStoreError
+            For another side.
         """
+        if side not in ("gained", "lost"):
+            raise TrakStoreError(f"side must be 'gained' or 'lost', got {side!r}")
         return float(getattr(self, side)["q"].max(skipna=False))
 
 
@@ -217,6 +225,8 @@ def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
     """Return k, once the scores, the scale and k go together."""
     if scale not in get_args(Scale):
         raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
+    for one in itertools.chain(*pairs):
+        need_scores(one)
     shapes = {one.shape for pair in pairs for one in pair}
     if len(shapes) > 1:
         raise TrakStoreError(f"scores to compare must have the same shape, got {sorted(shapes)}")

@@ -357,7 +357,7 @@ def _of_transformers(collate: Collate) -> bool:
 
 def _is_known(collate: Any) -> bool:
     """Tell whether a collator is known to give each sample its own row, whatever the others are."""
-    return collate is pad_tokens or _of_transformers(_of_trainer(collate))
+    return collate in (pad_tokens, default_collate) or _of_transformers(_of_trainer(collate))
 
 
 def _name_of(collate: Any) -> str:

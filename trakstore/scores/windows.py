@@ -13,6 +13,7 @@ from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
 from trakstore.scores.factored import Scores
+from trakstore.scores.running_lists import check_finite
 
 Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]
 # Bytes for each score of a window: as computed, as float64, sorted, and scratch.
@@ -30,16 +31,21 @@ def target_windows(
     ------
     TrakStoreError
         For anything but two dimensions.
+    NumericsError
+        A score is NaN or infinite: a statistic of it would be no number either, or a wrong one.
     MemoryLimitError
         When the scores of one target do not fit.
     """
+    need_matrix(scores)
     for start, stop in window_ranges(scores.shape, memory_limit, each):
         if isinstance(scores, np.ndarray):
             part: Any = scores[start:stop]
         else:
             part = scores.isel(target=slice(start, stop))
         # Statistics of float32 scores are taken in float64.
-        yield start, stop, np.asarray(part, dtype=np.float64)
+        rows = np.asarray(part, dtype=np.float64)
+        check_finite(rows, start, np.arange(rows.shape[1]))
+        yield start, stop, rows
 
 
 def window_ranges(
@@ -59,16 +65,35 @@ def window_ranges(
     return ranges(rows, min(rows, fitting))
 
 
+def need_matrix(got: object) -> None:
+    """Raise a :class:`TrakStoreError` for what is no matrix of scores."""
+    if not isinstance(got, np.ndarray) and not hasattr(got, "isel"):
+        raise TrakStoreError(
+            f"needed scores of shape (target, train), as Scores, a DataArray or an array of NumPy, got "
+            f"{type(got).__name__}"
+        )
+
+
 def need_labels(
     scores: Matrix, train_labels: Any, target_labels: Any
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the classes of train rows and of targets; a :class:`TrakStoreError` for other lengths."""
+    """Return the classes of train rows and of targets.
+
+    Raises
+    ------
+    TrakStoreError
+        For what is no matrix of scores, labels of other lengths, or that are NaN.
+    """
+    need_matrix(scores)
     train, target = np.asarray(train_labels), np.asarray(target_labels)
     if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
         raise TrakStoreError(
             f"scores of {scores.shape} need labels of these lengths, got {target.shape} of targets "
             f"and {train.shape} of train rows"
         )
+    # NaN is of no class, not even of its own.
+    if any(labels.dtype.kind == "f" and np.isnan(labels).any() for labels in (train, target)):
+        raise TrakStoreError("labels are NaN for some rows: give each a class, or leave it out")
     return train, target
 
 
