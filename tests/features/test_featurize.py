@@ -31,6 +31,7 @@ from trakstore.features import Job, featurize, featurize_job, load_job
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.job import JobOptions
 from trakstore.features.parameters import canonical_name
+from trakstore.features.weights import own_copy
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.tables.runs import planned_runs
@@ -147,6 +148,23 @@ def test_a_compiled_model_has_the_same_features(tmp_path: Path, make: Any) -> No
     again = column(run(compiled, data, tmp_path / "1.zarr"), "features")
     np.testing.assert_allclose(again, first, rtol=1e-5, atol=1e-6 * np.abs(first).max())
     run(compiled, data, tmp_path / "0.zarr")  # and it is the same checkpoint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hooks_of_a_compiled_model_count_as_those_of_any_other(tmp_path: Path) -> None:
+    def hooked(model: Any) -> Any:
+        model.register_forward_hook(lambda _module, _given, out: out * 3)
+        model.register_forward_pre_hook(lambda _module, given: (given[0] * 2,))
+        return model
+
+    data = Samples(21)
+    first = column(run(hooked(mlp()), data, tmp_path / "0.zarr"), "features")
+    compiled = hooked(torch.compile(mlp(), backend="eager"))
+    again = column(run(compiled, data, tmp_path / "1.zarr"), "features")
+    np.testing.assert_allclose(again, first, rtol=1e-5, atol=1e-6 * np.abs(first).max())
+    copied = own_copy(compiled)
+    assert torch.equal(copied(data.x), compiled(data.x))
+    assert copied._orig_mod[0].weight is not compiled._orig_mod[0].weight
 
 
 class Wrapped(nn.Module):

@@ -152,7 +152,9 @@ def test_the_model_has_its_own_weights_after_a_run_that_was_stopped(
     own = values(trained(model))
     states = {1: values(seeded(ConvNet, 1))}
     job = Job(model, {"train": Stopping(9)}, checkpoints=states, batch_size=2)
-    with pytest.raises(error):
+    # Errors of a data set are told as such; others stop the run as they are.
+    told = ts.TrakStoreError if issubclass(error, Exception) else error
+    with pytest.raises(told):
         featurize_job(job, tmp_path / "s")
     assert same(values(model), own) and model.training
 

@@ -112,12 +112,17 @@ def own_copy(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
-        return copy.deepcopy(model, memo)
+        own = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise TrakStoreError(
             f"the model cannot be copied ({error}): checkpoints are loaded into a copy, so that the "
             f"model that is given keeps its weights; take what cannot be copied out of the model"
         ) from error
+    # What torch.compile puts around a model is copied without the hooks that it has.
+    for name, hooks in vars(model).items():
+        if "_hooks" in name and isinstance(hooks, dict) and hooks and not vars(own).get(name):
+            vars(own)[name] = copy.copy(hooks)
+    return own
 
 
 @dataclass(frozen=True)
