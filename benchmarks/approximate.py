@@ -1,12 +1,13 @@
 """The index beside the exact pass, and that beside reading alone: time and recall.
 
-    python benchmarks/approximate.py [--small] [--rows 1000000] [--dim 2048] [--store run.zarr]
+    python benchmarks/approximate.py [--small] [--faiss] [--rows 1000000] [--dim 2048] [--store s.zarr]
 
 Train rows are mixed from 65,536 normal ones whose i-th direction has the variance i to the -1.9, as it
 was measured of digits' gradients, in a random basis; each target has ten planted neighbours, of
-whitened cosines from 0.12 to 0.39, among them. With `--store`, the scores of a store that is there.
-Seconds are of the wall, and of all processors together in brackets: where others use the machine, the
-latter say what a free one would take.
+whitened cosines from 0.12 to 0.39, among them. With `--store`, the scores of a store that is there;
+with `--faiss`, codes of faiss (`pip install faiss-cpu`) beside the index, of rows in memory. Seconds
+are of the wall, and of all processors together in brackets: where others use the machine, the latter
+say what a free one would take.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,9 @@ def main() -> None:
     parser.add_argument("--targets", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--store", help="a store that is there")
+    parser.add_argument(
+        "--faiss", action="store_true", help="codes of faiss beside those of the index"
+    )
     o = parser.parse_args()
     if o.small:
         o.rows, o.dim, o.targets, o.repeats = 6000, 64, 8, 1
@@ -135,6 +140,8 @@ def main() -> None:
         else:
             store = planted(Path(folder) / "s.zarr", o.rows, o.dim, o.targets)
         measure(store, o.repeats)
+        if o.faiss:
+            beside_faiss(store, o.repeats)
 
 
 def measure(store: ts.FeatureStore, repeats: int) -> None:
@@ -166,6 +173,30 @@ def measure(store: ts.FeatureStore, repeats: int) -> None:
             pairs = zip(truth, found["position"].values, strict=True)
             recall = np.mean([np.isin(*pair).mean() for pair in pairs])
             print(f"{count} candidates: recall {recall:.3f}, a query {spent}", flush=True)
+
+
+def beside_faiss(store: ts.FeatureStore, repeats: int, candidates: int = 100) -> None:
+    """Compare recalls and times of the first candidates by codes of faiss and of the index."""
+    faiss: Any = import_module("faiss")
+
+    scores = ts.trak_scores(store)
+    truth = ts.top_k(scores, 10)["position"].values
+    lefts = scores.window(0, len(truth)).lefts[0]
+    rows = store.features(0, "train").values.astype(np.float32)
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    for kind in ("SQ4", "SQ8", f"PQ{rows.shape[1] // 4}x4fs"):
+        index = faiss.index_factory(rows.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(rows[:30_000])
+        built = timed(partial(index.add, rows), 1)
+        near = np.concatenate([index.search(one[None], candidates)[1] for one in lefts])
+        spent = timed(partial(index.search, lefts[:1], candidates), 5 * repeats)
+        recall = np.mean([np.isin(*pair).mean() for pair in zip(truth, near, strict=True)])
+        print(f"faiss {kind}: added in {built}, recall {recall:.3f}, a search {spent}", flush=True)
+    own, window = ts.build_index(scores, checked=0, anew=True), scores.window(0, len(truth))
+    every = [own.candidates(scores, window, at, candidates, "largest") for at in range(len(truth))]
+    recall = np.mean([np.isin(*pair).mean() for pair in zip(truth, every, strict=True)])
+    spent = timed(lambda: own.candidates(scores, window, 0, candidates, "largest"), 5 * repeats)
+    print(f"index: {own.nbytes / 1e6:.0f} MB, recall {recall:.3f}, a search {spent}", flush=True)
 
 
 if __name__ == "__main__":

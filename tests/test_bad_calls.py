@@ -13,6 +13,7 @@ import torch
 
 import trakstore as ts
 from trakstore import analysis, evaluation
+from trakstore.analysis import distribution, evolution, trajectories, transition
 from trakstore.errors import LocationError
 from trakstore.features import Job, featurize, load_job, pad_tokens
 
@@ -36,6 +37,13 @@ CALLS: dict[str, tuple[Call, str]] = {
         "needed an open store, got its path: open_",
     ),
     "path of dots": (lambda s: ts.grad_dot_scores(Path(str(s.location))), "needed an open store"),
+    "evolution of a name": (lambda _: evolution("x"), "needed Scores, .* got str"),  # type: ignore[arg-type]
+    "distribution of an array": (lambda _: distribution(np.ones((2, 2))), "needed Scores"),  # type: ignore[arg-type]
+    "trajectories of a store": (lambda s: trajectories(s, [[0]]), "needed Scores"),  # type: ignore[arg-type]
+    "transition of a store": (
+        lambda s: transition(ts.trak_scores(s), s),  # type: ignore[arg-type]
+        "needed Scores, .* got FeatureStore",
+    ),
     "huge k": (
         lambda s: ts.top_k(ts.trak_scores(s), 10**5000),
         "k must be in 1..12 .*got a number of some",
@@ -218,7 +226,7 @@ EVALUATED: dict[str, tuple[Call, str]] = {
     **{
         f"labels with NaN of {side}": (
             lambda s, of=of: analysis.same_class_share(ts.trak_scores(s), *of),
-            f"labels of {side} hold NaN, which is no class",
+            "labels are NaN for some rows: give each a class, or leave it out",
         )
         for side, of in (
             ("train rows", (np.full(12, np.nan), np.zeros(3))),
@@ -226,7 +234,10 @@ EVALUATED: dict[str, tuple[Call, str]] = {
         )
     },
     **{
-        f"matrix of {name}": (call, "needed scores .target, train.: .* got (list|NoneType)")
+        f"matrix of {name}": (
+            call,
+            "needed scores of shape .target, train., .* got (list|NoneType)",
+        )
         for name, call in (
             ("an LDS", lambda _: evaluation.lds(MATRIX.tolist(), HALVES, OUTPUTS)),
             ("predicted outputs", lambda _: evaluation.predicted_outputs(None, HALVES)),  # type: ignore[arg-type]

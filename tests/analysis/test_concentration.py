@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from trakstore.analysis.concentration import gini, participation_ratio, positive_mass
 from trakstore.analysis.group_influence import class_summary, same_class_share
-from trakstore.errors import MemoryLimitError, TrakStoreError
+from trakstore.errors import MemoryLimitError, NumericsError, TrakStoreError
 
 SCORES = np.array([[1.0, -1, 1, 1], [0, 0, 0, 5], [4, -3, 0, 1]])
 
@@ -71,3 +72,28 @@ def test_nothing_is_nan_and_limits_hold() -> None:
         gini(np.zeros((1, 1000)), memory_limit="10kB")
     whole = np.random.default_rng(0).normal(size=(50, 100))
     np.testing.assert_allclose(gini(whole, memory_limit="8kB"), gini(whole))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_named(bad: float) -> None:
+    matrix, labels = np.ones((3, 4)), (np.zeros(4), np.zeros(3))
+    matrix[1, 2] = bad
+    asked: list[Any] = [participation_ratio, gini, positive_mass]
+    asked += [lambda scores, f=f: f(scores, *labels) for f in (class_summary, same_class_share)]
+    for compute in asked:
+        with pytest.raises(NumericsError, match=f"target 1 with train row 2 is {bad}"):
+            compute(matrix)
+
+
+@pytest.mark.parametrize("given", [None, [[1.0, 2.0]], torch.ones(1, 2)])
+def test_what_is_no_matrix_of_scores(given: Any) -> None:
+    said = r"needed scores of shape \(target, train\), as .* got"
+    for compute in (gini, lambda one: same_class_share(one, [0, 1], [0])):
+        with pytest.raises(TrakStoreError, match=said):
+            compute(given)
+
+
+def test_labels_that_are_nan_are_no_class_of_their_own() -> None:
+    for labels in (([0, np.nan, 1], [0]), ([0, 0, 1], [np.nan])):
+        with pytest.raises(TrakStoreError, match="labels are NaN for some rows"):
+            same_class_share(np.ones((1, 3)), *labels)

@@ -241,6 +241,25 @@ def test_with_ids() -> None:
         WithIds([(1.0, 2)], ids=["a", "b"])
 
 
+def test_rows_of_datasets_that_came_by_another_way(tmp_path: Path) -> None:
+    with TrainingDynamicsTracker(None, 1, tmp_path / "d") as tracker:
+        tracker.update(0, 0, None, LABELS[:3], logits(0)[:3], ids=[7, 5, 6])
+        found = tracker.analyze()
+    for other in (found.sortby("aum"), found.isel(sample=[2, 0, 1])):
+        asked = dynamics_of(other, [[6, 5]])
+        assert asked["sample_id"].values.tolist() == [[6, 5]]
+        np.testing.assert_array_equal(asked["aum"], found["aum"].values[[[1, 0]]])
+    with pytest.raises(NotFoundError, match="sample '6' was not tracked"):
+        dynamics_of(found, ["6"])
+    with pytest.raises(NotFoundError, match="sample 6 was not tracked; there are none yet"):
+        dynamics_of(found.isel(sample=[]), [6])
+    # As NumPy and netCDF have texts: of one width, at which a longer one would be cut.
+    fixed = found.assign_coords(sample_id=("sample", np.array(["a1", "a2", "b1"])))
+    with pytest.raises(NotFoundError, match="sample 'a19' was not tracked"):
+        dynamics_of(fixed, ["a19"])
+    assert dynamics_of(fixed, ["b1", "a1"])["sample_id"].values.tolist() == ["b1", "a1"]
+
+
 def parts(where: Path) -> int:
     return len(list((where / "dynamics/train").glob("*.*/zarr.json")))
 
@@ -255,7 +274,7 @@ def test_the_interval_is_in_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # An epoch is over when the next one begins.
     assert counts == [0, 0, 0, 1, 1, 1, 2, 2] and parts(tmp_path / "d") == 3
     # Batches that take much memory are stored before the epochs are over.
-    monkeypatch.setattr("trakstore.features.recorder._MOST_HELD", 2 * 5 * (8 + 4 * CLASSES))
+    monkeypatch.setattr("trakstore.features.recorder._MOST_HELD", 2 * (5 * (8 + 4 * 5) + 1000))
     with TrainingDynamicsTracker(None, 100, tmp_path / "e") as tracker:
         run(tracker, [0], list(range(N)))
     assert parts(tmp_path / "e") == 3  # of 5 batches, two at a time

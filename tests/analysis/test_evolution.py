@@ -9,7 +9,11 @@ import pytest
 from scipy.stats import spearmanr
 
 import trakstore as ts
+from trakstore.analysis.distribution import distribution
 from trakstore.analysis.evolution import evolution
+from trakstore.analysis.group_influence import contrast
+from trakstore.analysis.trajectories import trajectories
+from trakstore.analysis.transition import transition
 from trakstore.errors import MemoryLimitError, TrakStoreError
 
 EPOCHS: tuple[Any, ...] = (1, 5, "final")
@@ -91,3 +95,18 @@ def test_refusals(store: ts.FeatureStore) -> None:
         evolution(scores, 3, order="last")  # type: ignore[arg-type]
     with pytest.raises(MemoryLimitError, match="one target"):
         evolution(scores, 3, memory_limit=2000)
+
+
+@pytest.mark.parametrize("given", [None, np.ones((2, 3))])
+def test_what_is_no_scores_is_refused(store: ts.FeatureStore, given: Any) -> None:
+    scores, mask = ts.trak_scores(store), np.arange(7) < 3
+    for ask in (
+        lambda: evolution(given),
+        lambda: distribution(given),
+        lambda: contrast(given, mask, ~mask),
+        lambda: trajectories(given, [[0]]),
+        lambda: transition(scores, given),
+        lambda: transition(scores, scores, [(given, scores)]),
+    ):
+        with pytest.raises(TrakStoreError, match=f"needed Scores, .* got {type(given).__name__}"):
+            ask()

@@ -46,6 +46,8 @@ def test_p_values_of_random_choices_are_uniform() -> None:
 
 
 def test_modular_addition() -> None:
+    with pytest.raises(TrakStoreError, match="modulus must be an integer, 1 or more, got 0"):
+        modular_addition(0)
     found = modular_addition(11)((7, 9, "label"))
     assert found == {
         "sum": 5,

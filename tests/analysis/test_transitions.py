@@ -183,6 +183,12 @@ def test_a_change_point_and_how_sure_it_is() -> None:
         change_point([1, 2, 3])
 
 
+def test_a_side_that_there_is_not() -> None:
+    scores = noise(np.random.default_rng(3), np.zeros((3, 20)))
+    with pytest.raises(TrakStoreError, match="side must be 'gained' or 'lost', got 'x'"):
+        transition(scores, scores, k=2).error_rate("x")  # type: ignore[arg-type]
+
+
 def test_it_prints_in_a_line() -> None:
     gained, lost = (xr.Dataset({"train": ("rank", ids)}) for ids in (np.arange(9), ["a", "b"]))
     changes = xr.Dataset({"change": ("train", np.zeros(1234))})

@@ -10,7 +10,15 @@ import pytest
 import torch
 from features.models import Samples, mlp
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 import trakstore as ts
 from trakstore.attributors import (
@@ -18,7 +26,7 @@ from trakstore.attributors import (
     TRAKAttributor,
     compute_attribution_stability,
 )
-from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.errors import NotFoundError, NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.features import featurize
 
 TRAIN, TEST = Samples(40), Samples(9, seed=1)
@@ -109,6 +117,48 @@ def test_a_temporary_store_follows_the_model_and_a_given_one_refuses(tmp_path: P
                 one.compute_train_features(TRAIN)
 
 
+def test_bad_use() -> None:
+    with pytest.raises(TrakStoreError, match="device 'x' cannot be used"):
+        TRAKAttributor(mlp(), device="x")
+    one, train = TRAKAttributor(mlp(), proj_dim=16), torch.ones(3, 16)
+    for bad, message in [
+        (3, r"train features must have the shape \(samples, proj_dim\), got \(\): give what"),
+        (torch.ones(16), r"got \(16,\): give what compute_train_features gave"),
+        ("x", "train features must be a tensor, got 'x'"),
+    ]:
+        with pytest.raises(TrakStoreError, match=message):
+            one.compute_attributions(bad, train)  # type: ignore[arg-type]
+    with pytest.raises(TrakStoreError, match="test features must have the shape"):
+        one.compute_attributions(train, torch.ones(16))
+    with pytest.raises(TrakStoreError, match="test_idx must be an integer, got 'x'"):
+        one.find_top_attributions(train, "x")  # type: ignore[arg-type]
+    with pytest.raises(TrakStoreError, match="there are 3 targets, none at 3"):
+        one.find_top_attributions(train, 3, 2)
+
+
+def test_features_in_a_temporary_store_are_of_the_samples_as_they_are_now() -> None:
+    """Of 100 samples 32 are compared by what they hold: none of those that change here."""
+    data, one = Samples(100), TRAKAttributor(mlp(), proj_dim=16)
+    before, test = one.compute_train_features(data), one.compute_test_features(TEST)
+    data.y[37] = (data.y[37] + 1) % 3
+    data.x[50] *= 2
+    after = one.compute_train_features(data)
+    changed = (after != before).any(1).nonzero()[:, 0].tolist()
+    assert changed == [37, 50]
+    wanted = TRAKAttributor(mlp(), proj_dim=16)
+    torch.testing.assert_close(after, wanted.compute_train_features(data))
+    wanted.compute_test_features(TEST)
+    torch.testing.assert_close(
+        one.compute_attributions(after, test), wanted.compute_attributions(after, test)
+    )
+    # Those before are no longer what the store has, and keep the Q that they were computed with.
+    first = TRAKAttributor(mlp(), proj_dim=16)
+    first.compute_train_features(Samples(100))
+    torch.testing.assert_close(
+        one.compute_attributions(before, test), first.compute_attributions(before, test)
+    )
+
+
 def test_loaders_that_lose_the_order_are_refused() -> None:
     class Stream(IterableDataset[Any]):
         def __iter__(self) -> Any:
@@ -117,6 +167,8 @@ def test_loaders_that_lose_the_order_are_refused() -> None:
     one = TRAKAttributor(mlp(), proj_dim=16)
     for source, message in [
         (loader(TRAIN, shuffle=True), "RandomSampler"),
+        (DataLoader(TRAIN, batch_sampler=[[1, 2], [3, 4]]), "by a list, .* no batch_sampler"),
+        (DataLoader(TRAIN, batch_sampler=in_batches(RandomSampler(TRAIN))), "by a RandomSampler"),
         (loader(Stream()), "stream"),
         (iter([1]), "a length and indices"),
     ]:
@@ -129,6 +181,23 @@ def test_loaders_that_lose_the_order_are_refused() -> None:
     assert len(one.compute_train_features(loader(Samples(19), drop_last=True))) == 16
 
 
+def in_batches(sampler: Any) -> BatchSampler:
+    return BatchSampler(sampler, 8, drop_last=True)
+
+
+def test_samplers_that_keep_the_order_are_taken() -> None:
+    one = TRAKAttributor(mlp(), proj_dim=16)
+    wanted = one.compute_train_features(TRAIN)
+    first = SequentialSampler(range(19))
+    for source, count in [
+        (DataLoader(TRAIN, batch_sampler=in_batches(SequentialSampler(TRAIN))), 40),
+        (DataLoader(TRAIN, batch_sampler=in_batches(first)), 16),
+        (loader(TRAIN, sampler=first), 19),
+    ]:
+        found = one.compute_train_features(source)
+        torch.testing.assert_close(found, wanted[:count], rtol=1e-4, atol=1e-5)
+
+
 def test_patterns() -> None:
     one = TRAKAttributor(mlp(), proj_dim=16)
     scores = torch.tensor([[1.0, -1, 3], [0, 2, 2]])
@@ -137,6 +206,8 @@ def test_patterns() -> None:
     assert found["same_class_base_rate"] == pytest.approx(1 / 2)
     assert found["same_class_bias"] == pytest.approx(1 / 8)
     assert 0 < found["attribution_concentration"] < 1
+    with pytest.raises(NumericsError, match="target 0 with train row 1 is nan"):
+        one.analyze_attribution_patterns(scores.where(scores >= 0, torch.nan), [0, 0, 1], [1, 0])
 
 
 def test_stability_over_seeds() -> None:
@@ -284,3 +355,12 @@ def test_chunks_of_other_weights_are_refused() -> None:
     with pytest.raises(SpecMismatchError, match="20 of these 40 train features"):
         one.compute_attributions(torch.cat([first, second]), test)
     assert one.compute_attributions(second, test).shape == (9, 20)
+
+
+def test_a_task_that_is_none_and_no_samples_are_told() -> None:
+    with pytest.raises(NotFoundError, match=r"there are margin, .*; or name a task: image_classif"):
+        TRAKAttributor(mlp(), "image_clasification")
+    tracin = TracInAttributor(mlp(), device="cpu")
+    for test, train in ((TEST[0], []), ([], TRAIN)):
+        with pytest.raises(TrakStoreError, match="there are no samples"):
+            tracin.compute_influences(test, train)

@@ -248,6 +248,23 @@ def test_spurious_examples_are_a_contrast(method: str) -> None:
     assert found["indices"].tolist() == np.argsort(-wanted)[:6].tolist()
 
 
+def test_bias_is_of_the_samples_as_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, aligned, conflicting = Samples(60), Samples(5, seed=2), Samples(4, seed=3)
+    made, computed = BiasAttributor(mlp(), aligned, conflicting, train, proj_dim=16), list[str]()
+    compute = made.trak.compute_epoch_features
+    monkeypatch.setattr(
+        made.trak, "compute_epoch_features", lambda *one: computed.append(one[2]) or compute(*one)
+    )
+    before = made.find_spurious_examples("grad_dot")["contrast"]
+    made.find_spurious_examples("grad_cos")
+    assert computed == ["train", "test"]  # once for both methods
+    train.y[37] = (train.y[37] + 1) % 3  # none of the 32 samples that a fingerprint is of
+    after = made.find_spurious_examples("grad_dot")["contrast"]
+    assert (after != before).nonzero()[:, 0].tolist() == [37]
+    own = BiasAttributor(mlp(), aligned, conflicting, train, proj_dim=16)
+    torch.testing.assert_close(after, own.find_spurious_examples("grad_dot")["contrast"])
+
+
 def test_bias_over_checkpoints() -> None:
     model, aligned, conflicting = mlp(7), Samples(5, seed=2), Samples(4, seed=3)
     mine = {name: one.clone() for name, one in model.state_dict().items()}
@@ -317,3 +334,12 @@ def test_a_hugging_face_trainer(tmp_path: Path, when: str, every: int, epochs: A
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == len(rates)
     with pytest.raises(TrakStoreError, match="when is one of"):
         trainer_callback({"train": data}, tmp_path / "s.zarr", when="never")
+
+
+@pytest.mark.parametrize("ends", [(1, 7), (2, 1), (1, 1)])
+def test_a_transition_leads_from_one_checkpoint_to_a_later_one(ends: tuple[int, int]) -> None:
+    checkpoints = {1: mlp(0), 2: mlp(1), 5: mlp(2)}
+    with pytest.raises(
+        TrakStoreError, match=r"\(before, after\), among 1, 2, 5 in this order, got"
+    ):
+        PhaseTransitionAttributor(checkpoints, TRAIN, TEST, transition=ends)

@@ -253,6 +253,9 @@ def test_bad_use(tmp_path: Path) -> None:
         one.featurize(batch, inds=np.arange(20, 28))
     with pytest.raises(TrakStoreError, match="8 samples, 3 indices"):
         one.featurize(batch, num_samples=3)
+    one.featurize(batch, num_samples=8)  # from the first on: a call that failed counts for nothing
+    (path,) = tmp_path.glob("staging/0/train/*.npz")
+    assert np.load(path)["inds"].tolist() == list(range(8))
     with pytest.raises(ModelIDException, match="other weights"):
         one.load_checkpoint(STATES[1], 0)
     with pytest.raises(ModelIDException, match="Model ID 7 not registered"):
@@ -273,6 +276,71 @@ def test_bad_use(tmp_path: Path) -> None:
     ]:
         with pytest.raises(TrakStoreError, match=message):
             traker(tmp_path, task=task)
+
+
+@pytest.mark.parametrize(
+    "inds",
+    [[0.0, 1.0], [True, False], ["a", "b"], [[0], [1]], torch.tensor([0.0, 1.0]), np.ones(2, bool)],
+)
+def test_what_is_no_number_of_a_sample_is_refused(tmp_path: Path, inds: Any) -> None:
+    one = traker(tmp_path)
+    one.load_checkpoint(STATES[0], 0)
+    with pytest.raises(TrakStoreError, match=r"integers of shape \(batch,\), got"):
+        one.featurize(TRAIN[:2], inds=inds)
+    assert not list(tmp_path.glob("staging/0/train/*.npz"))
+
+
+@pytest.mark.parametrize("inds", [[4, 7], (4, 7), torch.tensor([4, 7]), np.array([4, 7], object)])
+def test_numbers_of_samples_of_any_kind(tmp_path: Path, inds: Any) -> None:
+    one = traker(tmp_path)
+    one.load_checkpoint(STATES[0], 0)
+    one.featurize(TRAIN[:2], inds=inds)
+    (path,) = tmp_path.glob("staging/0/train/*.npz")
+    assert np.load(path)["inds"].tolist() == [4, 7]
+
+
+def test_two_samples_of_one_number_are_refused(tmp_path: Path) -> None:
+    one = traker(tmp_path / "t")
+    one.load_checkpoint(STATES[0], 0)
+    with pytest.raises(TrakStoreError, match=r"inds name sample 3 more than once, .* own number"):
+        one.featurize(TRAIN[:3], inds=[3, 1, 3])
+    labels = TRAIN.x[[5, 5]], torch.tensor([0, 1])  # one input under two labels
+    with pytest.raises(TrakStoreError, match="sample 3 more than once"):
+        one.featurize(labels, inds=[3, 3])
+    # Samplers of several processes fill the last batch with samples that they gave before.
+    filled = [*range(N), 0, 1]
+    one.featurize((TRAIN.x[filled], TRAIN.y[filled]), inds=filled)
+    one.finalize_features()
+    other = traker(tmp_path / "o")
+    other.load_checkpoint(STATES[0], 0)
+    other.featurize(TRAIN[:], num_samples=N)
+    other.finalize_features()
+    np.testing.assert_allclose(
+        *(each.store.features(0, "train").values for each in (one, other)), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_fewer_targets_are_another_experiment(tmp_path: Path) -> None:
+    one = traker(tmp_path)
+    documented_usage(one)
+    with pytest.raises(TrakStoreError, match=r"'quickstart' has features of 6 .* another exp_name"):
+        one.start_scoring_checkpoint("quickstart", STATES[0], 0, num_targets=4)
+    assert one.finalize_scores("quickstart").shape == (N, M)
+    # Nothing was scored under a number that was wrong.
+    for targets in (M, 4):
+        one.start_scoring_checkpoint("fewer", STATES[0], 0, num_targets=targets)
+    one.score((TEST.x[:4], TEST.y[:4]), num_samples=4)
+    assert one.finalize_scores("fewer", model_ids=[0]).shape == (N, 4)
+    with pytest.raises(SpecMismatchError, match="has 16 samples or more, and 9 were announced"):
+        TRAKer(
+            mlp(), "image_classification", 9, tmp_path, device="cpu", proj_dim=16
+        ).load_checkpoint(STATES[0], 0)
+
+
+@pytest.mark.parametrize("ridge", ["x", -1.0, float("nan"), True])
+def test_what_is_no_ridge_is_refused(tmp_path: Path, ridge: Any) -> None:
+    with pytest.raises(TrakStoreError, match="lambda_reg must be a number at least 0, got"):
+        traker(tmp_path, lambda_reg=ridge)
 
 
 def test_rows_of_weights_that_the_model_has_no_longer_are_refused(tmp_path: Path) -> None:

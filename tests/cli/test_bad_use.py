@@ -47,6 +47,11 @@ QUERIES = {
     "reserved": (["topk", "{store}", "--epoch", "grams"], "keeps for itself"),
     "k": (["topk", "{store}", "--k", "41"], "1..40"),
     "k 0": (["topk", "{store}", "--k", "0"], "see trakstore topk --help"),
+    "k nothing": (["topk", "{store}", "--k"], "requires an argument; see trakstore topk --help"),
+    "share nothing": (
+        ["evaluate", "lds", "{store}", "--share"],
+        "requires an argument; see trakstore evaluate lds --help",
+    ),
     "target": (["topk", "{store}", "--target", "7"], "no sample id '7'"),
     "target twice": (
         ["topk", "{store}", "--target", "t3", "--target", "@3"],

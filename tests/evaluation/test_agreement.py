@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
-from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
 from trakstore.evaluation.agreement import stability
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows
 from trakstore.scores.factored import Scores
@@ -42,6 +42,8 @@ def test_what_cannot_be_compared() -> None:
         stability([scores, scores[:1]])
     with pytest.raises(TrakStoreError, match="top_k must be in"):
         stability([scores, scores], top_k=6)
+    with pytest.raises(NumericsError, match="the score of target 1 with train row 0 is nan"):
+        stability([scores, np.where([[False], [True]], np.nan, scores)], 5)
 
 
 def scores_with(matrix: Any, train_ids: Rows) -> Scores:

@@ -282,6 +282,19 @@ def test_activations_are_those_of_each_sample_alone(way: str, name: str) -> None
     assert passes == (1 if way == "plain" else 13) and model.passes == 12
 
 
+def test_a_model_that_cannot_be_watched_is_asked_for_each_sample() -> None:
+    class Unwatched(Mixed):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.overrides._get_current_function_mode() is not None:
+                raise RuntimeError("not while others look")
+            return super().forward(x)
+
+    samples, model = Images(5), Unwatched("sorted").eval()
+    rows = NamedActivations(model, as_output("margin"), "layer").of((samples.x, samples.y))
+    wanted = torch.cat([model.layer(model.first(x[None])) for x in samples.x])
+    torch.testing.assert_close(rows["activations.layer"], wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_complex_activations_are_refused(tmp_path: Path) -> None:
     class Waves(nn.Module):
         def __init__(self) -> None:

@@ -88,6 +88,17 @@ def test_a_bad_sample_ends_the_run_in_one_line_that_names_it(tmp_path: Path, cas
     assert verify_store(place).ok
 
 
+def test_samples_that_are_hashed_are_tried_before_anything_is_written(tmp_path: Path) -> None:
+    """Mended data have another hash, and could not go on with a split."""
+    hashed = hashed_rows(ROWS)[20]
+    data = [GOOD[at] for at in range(ROWS)]
+    data[hashed] = (data[hashed][0].double(), data[hashed][1])
+    with pytest.raises(TrakStoreError, match=rf"does not take sample {hashed} \(torch.float64 of"):
+        featurize(mlp(), data, tmp_path / "s", **OPTIONS)
+    assert not (tmp_path / "s").exists()
+    assert featurize(mlp(), GOOD, tmp_path / "s", **OPTIONS).rows == ROWS
+
+
 @pytest.mark.parametrize("case", ["stop", "none", "double"])
 def test_each_of_two_workers_ends_so(tmp_path: Path, case: str) -> None:
     """The one whose share the sample is in, and the other as it helps."""
@@ -151,6 +162,16 @@ def test_numbers_of_both_kinds_are_one_form(tmp_path: Path) -> None:
     featurize(mlp(), alike, tmp_path / "t", **OPTIONS)
     stored = [ts.open_store(tmp_path / one).features(0, "train").values for one in ("s", "t")]
     np.testing.assert_array_equal(*stored)
+
+
+def test_a_collator_may_take_lists_of_any_lengths(tmp_path: Path) -> None:
+    data = [([[float(at)], [1.0] * (at % 3)], at % 3) for at in range(ROWS)]
+
+    def collate(samples: list[Any]) -> Any:
+        sums = [[float(sum(map(sum, lists)))] * 12 for lists, _ in samples]
+        return torch.tensor(sums), torch.tensor([label for _, label in samples])
+
+    assert featurize(mlp(), data, tmp_path / "s", collate=collate, **OPTIONS).rows == ROWS
 
 
 @pytest.mark.parametrize("error", [KeyError("pixel"), StopIteration()])

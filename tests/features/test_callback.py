@@ -92,6 +92,11 @@ def test_features_are_those_of_the_folder_with_the_rates_of_the_steps(
         assert np.array_equal(store.features(epoch, "train"), later.features(step, "train"))
         rates = [s.split(e, "train").spec.learning_rate for s, e in ((store, epoch), (later, step))]
         assert rates[0] == pytest.approx(rates[1]) and rates[0] is not None and rates[0] > 0
+        # What training leaves in a model, and what a fresh one lacks, is no other setting.
+        own_settings, fresh = (
+            s.split(e, "train").spec.settings for s, e in ((store, epoch), (later, step))
+        )
+        assert own_settings == fresh != ()
 
 
 def test_a_training_goes_on_with_a_store_that_has_a_scale(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.features import Job, featurize, featurize_job
 from trakstore.features.draws import LabelDraws
 from trakstore.features.outputs import CausalLM, CrossEntropy, MaskedLM, RowOutputs
+from trakstore.features.own_predictions import OwnPredictions
 
 IDENTITY = ts.ProjectionSpec("identity")
 
@@ -290,3 +292,65 @@ def test_sampled_rows_grow_with_their_samples(tmp_path: Path) -> None:
         one, other = (ts.open_store(tmp_path / n) for n in ("whole.zarr", "s.zarr"))
         for name in ("features", "label", "sample_id"):
             np.testing.assert_array_equal(read(one, name, split), read(other, name, split))
+
+
+class Meeting(nn.Module):
+    """A language model whose samples see one another in batches in which one of them is marked."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.model, self.how, self.calls = (
+            nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11)),
+            how,
+            0,
+        )
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        logits: torch.Tensor = self.model(ids)
+        marked = ids[:, 0] == 0
+        if self.how == "question":
+            return -logits if marked.any() else logits
+        if self.how == "sum":
+            return logits + (logits * marked[:, None, None]).sum(0) * ~marked[:, None, None]
+        if self.how == "scripted":
+            return scripted(logits, marked)
+        return logits
+
+
+def turned(logits: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+    return -logits if bool(marked.any()) else logits
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # scripts are deprecated, and there
+    scripted = torch.jit.script(turned)
+
+
+@pytest.mark.parametrize(
+    ("how", "calls"), [("apart", 2), ("question", 2 + 3), ("sum", 2 + 8), ("scripted", 2 + 4)]
+)
+def test_labels_are_drawn_from_what_a_sample_predicts_alone(how: str, calls: int) -> None:
+    model, output = seeded(lambda: Meeting(how)).eval(), CausalLM()
+    ids = torch.randint(1, 11, (8, 7), generator=torch.Generator().manual_seed(0))
+    ids[5, 0] = 0
+    draws, alone = (LabelDraws(model, output, np.arange(8), 2, 0) for _ in range(2))
+    model.calls = 0  # type: ignore[assignment]
+    drawn = [
+        draws.labelled(np.arange(lo, lo + 8), (ids[lo // 2 : lo // 2 + 4].repeat_interleave(2, 0),))
+        for lo in (0, 8)
+    ]
+    assert model.calls == calls
+    for row in range(16):
+        (own,) = alone.labelled(np.array([row]), (ids[row // 2][None],))[1:]
+        assert torch.equal(drawn[row // 8][1][row % 8], own[0])
+
+
+@pytest.mark.parametrize("make", [lambda: Meeting("sum"), Language])
+def test_what_differs_by_rounding_alone_stays_as_it_is(make: Any) -> None:
+    model = seeded(make).eval()
+    ids = torch.randint(1, 11, (4, 7), generator=torch.Generator().manual_seed(0))
+    output = CausalLM()
+    own = OwnPredictions(model, output).of((ids,), torch.ones(4, 6, dtype=torch.bool))
+    with torch.no_grad():
+        assert torch.equal(own, output.predicted(model, (ids,)))

@@ -31,6 +31,7 @@ from trakstore.features import Job, featurize, featurize_job, load_job
 from trakstore.features.fingerprint import checkpoint_hash
 from trakstore.features.job import JobOptions
 from trakstore.features.parameters import canonical_name
+from trakstore.features.weights import own_copy
 from trakstore.storage.backends.location import Location, open_location
 from trakstore.storage.checking.verification import verify_store
 from trakstore.storage.tables.runs import planned_runs
@@ -147,6 +148,46 @@ def test_a_compiled_model_has_the_same_features(tmp_path: Path, make: Any) -> No
     again = column(run(compiled, data, tmp_path / "1.zarr"), "features")
     np.testing.assert_allclose(again, first, rtol=1e-5, atol=1e-6 * np.abs(first).max())
     run(compiled, data, tmp_path / "0.zarr")  # and it is the same checkpoint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hooks_of_a_compiled_model_count_as_those_of_any_other(tmp_path: Path) -> None:
+    def hooked(model: Any) -> Any:
+        model.register_forward_hook(lambda _module, _given, out: out * 3)
+        model.register_forward_pre_hook(lambda _module, given: (given[0] * 2,))
+        return model
+
+    data = Samples(21)
+    first = column(run(hooked(mlp()), data, tmp_path / "0.zarr"), "features")
+    compiled = hooked(torch.compile(mlp(), backend="eager"))
+    again = column(run(compiled, data, tmp_path / "1.zarr"), "features")
+    np.testing.assert_allclose(again, first, rtol=1e-5, atol=1e-6 * np.abs(first).max())
+    copied = own_copy(compiled)
+    assert torch.equal(copied(data.x), compiled(data.x))
+    assert copied._orig_mod[0].weight is not compiled._orig_mod[0].weight
+
+
+class Wrapped(nn.Module):
+    """A model that has a part under the name that ``torch.compile`` gives a whole one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._orig_mod, self.head = nn.Linear(12, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(torch.tanh(self._orig_mod(x)))
+        return out
+
+
+def test_a_part_that_is_called_as_compiled_models_are_is_a_part(tmp_path: Path) -> None:
+    options = {"projector": ts.ProjectionSpec("identity"), "output": "cross_entropy"}
+    model, data = seeded(Wrapped), Samples(5)
+    features = column(run(model, data, tmp_path / "s.zarr", **options), "features")
+    loss = nn.functional.cross_entropy(model(data.x[:1]), data.y[:1])
+    gradient = torch.autograd.grad(loss, list(model.parameters()))
+    own = torch.cat([one.ravel() for one in gradient]).numpy()
+    assert features.shape == (5, 12 * 5 + 5 + 5 * 3 + 3)
+    np.testing.assert_allclose(features[0], own, rtol=1e-4, atol=1e-6)
 
 
 def _in_place(model: Any) -> Any:

@@ -35,6 +35,24 @@ def test_classes_are_those_of_the_largest_logits() -> None:
     assert job.model.training
 
 
+def test_a_class_is_that_of_the_sample_alone() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp(seed=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x - x.mean(0) if len(x) > 1 else x)
+            return out
+
+    data, model = Samples(9), Centred().eval()
+    job = Job(model, {"test": data}, batch_size=5)
+    alone = [int(model(data[row][0][None]).argmax()) for row in ROWS]
+    together = model(torch.stack([data[row][0] for row in ROWS])).argmax(1)
+    assert together.tolist() != alone
+    np.testing.assert_array_equal(predicted_classes(job, 0, "test", ROWS), alone)
+
+
 def test_no_weights_are_read_where_there_are_no_classes() -> None:
     job = Job(mlp(), {"test": Samples(9)}, "squared_error", checkpoints={1: "not-there.pt"})
     assert predicted_classes(job, 1, "test", ROWS) is None

@@ -61,3 +61,30 @@ def test_rows_are_digested_once(monkeypatch: pytest.MonkeyPatch) -> None:
     write(own, rows_of(2))
     assert own.find("train", rows_of(2)[[4]]).out_to_loss.tolist() == [5]
     assert len(read) == 2
+
+
+def write_once(own: EmbeddedStore, rows: Any) -> Any:
+    """Write as ``featurize`` does, which passes over a split of which it sees no change."""
+
+    def given(where: Any) -> None:
+        if own.open() is None or not own.open().splits_of(0):  # type: ignore[union-attr]
+            store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("identity"))
+            q = np.arange(1.0, 1 + len(rows))
+            store.write_split(0, "train", rows, out_to_loss=q, checkpoint="w", block_rows=8)
+
+    return own.write(0, "train", given)
+
+
+def test_rows_that_are_written_again_are_those_of_the_last_call() -> None:
+    own, rows = EmbeddedStore(), rows_of(1)
+    write_once(own, rows)
+    changed = rows.copy()
+    changed[5] += 1
+    again = write_once(own, changed)
+    np.testing.assert_array_equal(again.column("features").read(0, N), changed)
+    assert own.find("train", rows[:8]).missing == 0 and own.find("train", rows[:8]).chunked
+    # Written once more as they are they are no chunks of anything.
+    once = EmbeddedStore()
+    for _ in range(3):
+        write_once(once, rows)
+    assert not once.find("train", changed[:8]).chunked

@@ -367,6 +367,14 @@ def test_places_that_are_no_stores(tmp_path: Path) -> None:
     assert not (tmp_path / "nothing.zarr").exists()
 
 
+@pytest.mark.parametrize("root", [10**30, "text", [1], True])
+def test_a_root_document_without_fields_is_refused(tmp_path: Path, root: Any) -> None:
+    store = make(tmp_path / "s.zarr")
+    store.location.put({layout.DOCUMENT: group_document({"trakstore": root})})
+    with pytest.raises(DamagedError, match="the document must have named fields, got"):
+        ts.open_store(tmp_path / "s.zarr")
+
+
 def test_a_newer_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     make(tmp_path / "s.zarr")
     document = tmp_path / "s.zarr/zarr.json"

@@ -118,7 +118,7 @@ def modular_addition(modulus: int) -> Describe:
     Raises
     ------
     TrakStoreError
-        A modulus that is no integer from 1.
+        When the modulus is no integer of 1 or more.
 
     Examples
     --------

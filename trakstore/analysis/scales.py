@@ -16,7 +16,6 @@ from trakstore.passes.rows import ArrayRows, whole_column
 from trakstore.scores.factored import Scores
 from trakstore.scores.moments import row_moments
 from trakstore.scores.parts import Part
-from trakstore.scores.running_lists import check_finite
 from trakstore.scores.sums import group_scores
 from trakstore.scores.windows import target_windows
 
@@ -72,8 +71,7 @@ class _Rank(Scaled):
     def mean(self) -> F64:
         """See :attr:`Scaled.mean`."""
         total = np.zeros(self._scores.shape[1])
-        for start, _, rows in target_windows(self._scores, self._limit, _RANKED):
-            check_finite(rows, start, np.arange(rows.shape[1]))
+        for _, _, rows in target_windows(self._scores, self._limit, _RANKED):
             total += _ranks(rows).sum(0)
         return total / self._scores.shape[0]
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, did_you_mean
+from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.storage.backends.location import Where
 from trakstore.storage.ids import as_ids
 from trakstore.storage.opening import location_of
@@ -23,7 +23,8 @@ Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.Dataset:
     """Summarise what a tracker stored over epochs, sample by sample.
 
-    Epoch after epoch is read; memory is about 100 bytes for each sample.
+    Epoch after epoch is read; memory is about 200 bytes for each sample, and what was recorded at once.
+    Of records of one sample at one epoch the last counts, as where samples are drawn with replacement.
 
     Parameters
     ----------
@@ -47,6 +48,8 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     ------
     NotFoundError
         When nothing was tracked.
+    TrakStoreError
+        When some records name samples by integers, and others by text.
 
     References
     ----------
@@ -65,12 +68,11 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     """
     location = location_of(store)
     parts = record_parts(location, split)
+    _need_one_kind(parts, split)
     ids = np.unique(np.concatenate([np.unique(part.read("sample_id")) for part in parts]))
     summary = _Summary(len(ids))
-    for rows, epochs, measures in _ordered(parts, ids):
-        for epoch in np.unique(epochs):
-            here = np.flatnonzero(epochs == epoch)
-            summary.add(int(epoch), rows[here], measures[here])
+    for epoch, rows, measures in _epoch_by_epoch(parts, ids):
+        summary.add(epoch, rows, measures)
     # Samples that no run has seen since a later one began again have no record that counts.
     seen = summary.epochs > 0
     columns = {name: ("sample", values) for name, values in summary.columns(seen).items()}
@@ -106,19 +108,48 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
     >>> dynamics_of(seen, [8, 7])["aum"].values
     array([-1. ,  0.5])
     """
-    wanted = as_ids(ids).astype(dynamics["sample_id"].dtype)
-    known = dynamics["sample_id"].values
-    at = np.minimum(np.searchsorted(known, wanted.ravel()), len(known) - 1)
-    missing = wanted.ravel()[known[at] != wanted.ravel()]
-    if missing.size:
-        first = missing.tolist()[0]  # a number or text of Python: NumPy's show their type
-        near = did_you_mean(first, known[:1000])
-        raise NotFoundError(f"sample {first!r} was not tracked{near}")
+    # As Python's own: NumPy would cut a longer text to the length of those that are known.
+    wanted, known = as_ids(ids), as_ids(dynamics["sample_id"].values).tolist()
+    row_of = {sample: row for row, sample in enumerate(known)}
+    rows = [row_of.get(sample, -1) for sample in wanted.ravel().tolist()]
+    if -1 in rows:
+        first = wanted.ravel()[rows.index(-1) :].tolist()[0]
+        raise NotFoundError(f"sample {first!r} was not tracked{did_you_mean(first, known[:1000])}")
+    at = np.array(rows, dtype=np.int64).reshape(wanted.shape)
     dims = [f"dim_{i}" for i in range(wanted.ndim)] if wanted.ndim != 1 else ["sample"]
-    return dynamics.isel(sample=xr.DataArray(at.reshape(wanted.shape), dims=dims))
+    return dynamics.isel(sample=xr.DataArray(at, dims=dims))
 
 
-def _ordered(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
+def _need_one_kind(parts: list[RecordPart], split: str) -> None:
+    by_kind = {part.has_text_ids: part for part in parts}
+    if len(by_kind) > 1:
+        raise TrakStoreError(
+            f"samples of {split!r} are named by integers in {by_kind[False].path} and by text in "
+            f"{by_kind[True].path}: remove the records of one kind from {parts[0].location}"
+        )
+
+
+def _epoch_by_epoch(
+    parts: list[RecordPart], ids: NDArray[Any]
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield each epoch, in order, with rows in ``ids`` of its samples, each once, and measures."""
+    held: list[Part] = []
+    # An epoch is over where the next part begins at a later one: ranks, and parts of one run, share it.
+    limits = [*(part.first_epoch for part in parts[1:]), np.iinfo(np.int64).max]
+    for part, counting, limit in zip(parts, _counting(parts, ids), limits, strict=True):
+        held.append(counting)
+        if part.first_epoch == limit:
+            continue
+        rows, epochs, measures = map(np.concatenate, zip(*held, strict=True))
+        for epoch in np.unique(epochs[epochs < limit]):
+            last_first = np.flatnonzero(epochs == epoch)[::-1]
+            here = last_first[np.unique(rows[last_first], return_index=True)[1]]
+            yield int(epoch), rows[here], measures[here]
+        left = epochs >= limit
+        held = [(rows[left], epochs[left], measures[left])]
+
+
+def _counting(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
     """Rows in ``ids``, epochs and measures of each part, without what a later run did again."""
     first = {part.run: part.first_epoch for part in reversed(parts)}  # of each run
     # A run that goes on from a checkpoint trains some epochs again: the same rank's later run is right
@@ -136,7 +167,7 @@ def _ordered(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
 
 
 class _Summary:
-    """Running sums over epochs, which must come in order, each sample once an epoch at most.
+    """Running sums over epochs, which must come in order, each with a sample once at most.
 
     Memory is some numbers for each sample, however many epochs there are.
     """

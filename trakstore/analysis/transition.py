@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -222,7 +223,7 @@ def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
     """Return k, once the scores, the scale and k go together."""
     if not is_one_of(scale, get_args(Scale)):
         raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
-    for one in (one for pair in pairs for one in pair):
+    for one in itertools.chain(*pairs):
         need_scores(one)
     shapes = {one.shape for pair in pairs for one in pair}
     if len(shapes) > 1:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from trakstore.analysis.group_influence import contrast
+from trakstore.attributors.kept_features import positions
 from trakstore.attributors.model_checkpoints import ModelCheckpoints, by_epoch
 from trakstore.attributors.over_time import DelayedGeneralizationTRAK
 from trakstore.errors import TrakStoreError, did_you_mean
 from trakstore.features.checkpoints import load_weights
+from trakstore.features.fingerprint import checkpoint_hash, whole_digest
 from trakstore.features.loading import loaded
 from trakstore.features.weights import kept, state_dicts
 from trakstore.methods.influence import influence_scores
@@ -81,6 +83,7 @@ class BiasAttributor:
         both: ConcatDataset[Any] = ConcatDataset([biased.dataset, unbiased.dataset])
         self._data = {"train": train, "test": biased._replace(dataset=both)}
         self._aligned = np.arange(len(both)) < len(biased.dataset)
+        self._computed: dict[Epoch, tuple[str, ...]] = {}  # weights and samples of the features
 
     def find_spurious_examples(
         self, attribution_method: str = "trak", top_k: int = 10
@@ -140,13 +143,21 @@ class BiasAttributor:
     def _contrast(self, epoch: Epoch, method: str) -> NDArray[np.float64]:
         if method not in _METHODS:
             raise TrakStoreError(f"unknown method {method!r}{did_you_mean(method, _METHODS)}")
-        # Computed once for these weights: what is in the store is not computed again.
-        for split, data in self._data.items():
-            self.trak.compute_epoch_features(data, epoch, split)
+        self._featurize(epoch)
         scores = _METHODS[method](self.trak.store, epochs=epoch)
         if self._train_are_targets:
             return _contrast_with_others(scores, self._aligned)
         return contrast(scores, self._aligned, ~self._aligned)
+
+    def _featurize(self, epoch: Epoch) -> None:
+        """Compute all features under the weights that the model has now, once for all methods."""
+        held = [whole_digest(one.dataset, positions(one.dataset)) for one in self._data.values()]
+        state = (checkpoint_hash(self.model), *held)
+        if self._computed.get(epoch) == state:
+            return
+        for split, data in self._data.items():
+            self.trak.compute_epoch_features(data, epoch, split)
+        self._computed[epoch] = state
 
     def _gap(self, epoch: Epoch) -> float:
         split = self.trak.store.split(epoch, "test")

@@ -193,6 +193,8 @@ class PhaseTransitionAttributor:
             raise TrakStoreError(
                 f"{len(self.epochs)} checkpoints need as many numbers in curve, got {len(curve)}"
             )
+        if transition is not None:
+            _need_ends(transition, self.epochs)
         self.model = model_of(checkpoints, model)
         self.checkpoints = state_dicts(checkpoints, self.model)
         self.change_point = change = None if curve is None else change_point(curve)
@@ -285,3 +287,14 @@ def _listed(changes: Transition, side: Literal["gained", "lost"]) -> dict[str, A
         f"{name}_p_values": torch.tensor(one["p"].values).float(),
         f"{name}_error_rate": changes.error_rate(side),
     }
+
+
+def _need_ends(transition: tuple[Epoch, Epoch], epochs: Sequence[Epoch]) -> None:
+    """Raise a :class:`TrakStoreError` unless a transition leads from one epoch to a later one."""
+    places = [epochs.index(one) for one in transition if one in epochs]
+    # The other way round, or to itself, the pairs of its null would hold the transition.
+    if len(places) != 2 or places[0] >= places[1]:
+        raise TrakStoreError(
+            f"transition= takes two checkpoints, (before, after), among "
+            f"{', '.join(map(str, epochs))} in this order, got {transition}"
+        )

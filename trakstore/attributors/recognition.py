@@ -113,7 +113,7 @@ def _digests(data: Any, targets: Tensor) -> list[bytes]:
     if isinstance(data, Mapping):
         data = [data[name] for name in sorted(data)]
     leaves = [one for one in tree.tree_leaves(data) if isinstance(one, Tensor)]
-    columns = [_bytes(one) for one in (*leaves, targets.long())]
+    columns = [_bytes(one) for one in (*leaves, torch.as_tensor(targets).long())]
     digests = []
     for rows in zip(*columns, strict=True):
         digest = blake2b(digest_size=_BYTES)

@@ -349,7 +349,10 @@ def _one_of(name: str, given: Any, other: str, named: Any) -> Any:
 
 
 def _samples(given: Any) -> Loaded:
-    return loaded(with_triples(given))
+    samples = loaded(with_triples(given))
+    if not len(samples.dataset):
+        raise TrakStoreError("there are no samples: test and train samples must be one or more")
+    return samples
 
 
 def _targets(given: Any) -> tuple[Loaded, bool]:

@@ -25,13 +25,15 @@ class TrainingDynamicsTracker(TrainingRecorder):
 
     Use it in ``with``, or call ``close``; a run that dies loses what came since the last write. A run
     that goes on from a checkpoint replaces what an earlier one, of the same rank, said of the epochs
-    from its first on; of another data set it is refused.
+    from its first on; of another data set it is refused. An epoch lower than the one before begins such
+    a run, with a warning. Of a sample that comes twice in an epoch the last record counts.
 
     Parameters
     ----------
     dataset : map-style data set, or None
-        Its length tells ids that cannot be. Where batches come without ids, its samples are read, once,
-        and each sample of a batch is looked for among them by what it holds.
+        Records with more ids that are numbers than it has samples are refused; which numbers they are
+        is not looked at. Where batches come without ids, its samples are read, once, and each sample of
+        a batch is looked for among them by what it holds.
     save_interval : int
         Epochs between two writes; what takes more than 64 MB is stored sooner.
     store : path or FeatureStore
@@ -75,9 +77,9 @@ class TrainingDynamicsTracker(TrainingRecorder):
         epoch: int,
         batch_idx: int,  # noqa: ARG002
         data: Any,
-        targets: Tensor,
-        predictions: Tensor,
-        losses: Tensor | None = None,
+        targets: Any,
+        predictions: Any,
+        losses: Any | None = None,
         *,
         ids: Any = None,
     ) -> None:
@@ -86,15 +88,16 @@ class TrainingDynamicsTracker(TrainingRecorder):
         Parameters
         ----------
         epoch : int
-            Number of the epoch.
+            Number of the epoch, 0 or more.
         batch_idx : int
             Taken, and not used.
         data : Tensor, or tuple, list or dict of Tensor
             Inputs as the loader gave them, by which samples are recognised where there are no ids: that
             takes a copy of them on the CPU. Otherwise not used.
-        targets, predictions : Tensor, shapes (batch,) of int64, and (batch, classes)
-            Classes of the samples, and logits.
-        losses : Tensor, shape (batch,), optional
+        targets, predictions : Tensor or array, shapes (batch,) of integers, and (batch, classes)
+            Classes of the samples, and logits, which are measured before this returns. A sample whose
+            logits hold NaN counts as predicted wrong.
+        losses : Tensor or array, shape (batch,) or (batch, 1), optional
             Loss of each sample; the cross-entropy when None or a mean.
         ids : sequence of int or str, optional
             Sample ids, as ``WithIds`` gives them. When None, positions in the data set, found by what
@@ -103,8 +106,8 @@ class TrainingDynamicsTracker(TrainingRecorder):
         Raises
         ------
         TrakStoreError
-            There are no ids, and no data set or no such sample in it; or the store has records of other
-            samples under this name.
+            There are no ids, and no data set or no such sample in it; the store has records of other
+            samples under this name, or ids of the other kind; a target is no class; or shapes differ.
         """
         if ids is None:
             ids = self._recognised(epoch, data, targets)

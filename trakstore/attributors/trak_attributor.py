@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from trakstore.analysis.group_influence import class_summary
-from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError
 from trakstore.evaluation.agreement import stability
 from trakstore.features import featurize
+from trakstore.features.devices import worker_device
 from trakstore.features.loading import loaded
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
@@ -25,6 +26,7 @@ from trakstore.features.projectors import make_projector
 from trakstore.features.projectors.matrix import ProjectionMatrix
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.trak import trak_scores, trak_scores_of_arrays
+from trakstore.quantities import as_whole, shown
 from trakstore.scores.top_k import top_k as first_of
 from trakstore.spec import ProjectionSpec
 from trakstore.storage.embedded import EmbeddedStore
@@ -50,7 +52,8 @@ class TRAKAttributor:
         By default the first GPU where there is one, else the CPU.
     store : path or FeatureStore, optional
         Where features are kept; by default a temporary folder that goes with this object, in which
-        features of other weights or data replace those before. A given store refuses them.
+        each call computes its features, and replaces those before. A given store has them computed
+        once, and refuses those of other weights or data, which it tells by all ids and 32 samples.
     damping, projector : optional
         As in :func:`trakstore.trak_scores`; ``ProjectionSpec("sjlt", proj_dim)`` when None.
 
@@ -85,8 +88,8 @@ class TRAKAttributor:
         projector: ProjectionSpec | None = None,
     ) -> None:
         self.model = model
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.output = as_output("margin" if isinstance(task, str) and task in _MARGIN else task)
+        self.device = worker_device(None if device is None else str(device))
+        self.output = _output_of(task)
         self.projection = projector or ProjectionSpec("sjlt", dim=proj_dim)
         parameters = parameter_spec(select_parameters(model), ("*",))
         self.projection_matrix = ProjectionMatrix(make_projector(self.projection, parameters))
@@ -107,7 +110,10 @@ class TRAKAttributor:
         """
         store = self._embedded.open()
         if store is None:
-            raise TrakStoreError("there are no features yet: call compute_train_features first")
+            raise TrakStoreError(
+                "there are no features yet: call compute_train_features first, or "
+                "compute_epoch_features for both splits"
+            )
         return store
 
     def compute_train_features(self, dataloader: Any, num_samples: int | None = None) -> Tensor:
@@ -191,10 +197,7 @@ class TRAKAttributor:
             Train and test features were made with different weights; or some train rows are known here
             and others not, so that Q would be right for a part of them.
         """
-        train, test = (
-            torch.as_tensor(one).detach().cpu().float().numpy()
-            for one in (train_features, test_features)
-        )
+        train, test = _features(train_features, "train"), _features(test_features, "test")
         found, targets = self._embedded.find("train", train), self._embedded.find("test", test)
         # Features that are not in the store, or were made elsewhere, have no hash to compare.
         weights = found.weights | targets.weights
@@ -241,6 +244,7 @@ class TRAKAttributor:
         TrakStoreError
             There is no such target.
         """
+        test_idx = as_whole(test_idx, "test_idx")
         row = _array(torch.as_tensor(attributions)[test_idx : test_idx + 1])
         if not len(row):
             raise TrakStoreError(f"there are {len(attributions)} targets, none at {test_idx}")
@@ -280,6 +284,14 @@ class TRAKAttributor:
     def _project_gradient(self, vector: Tensor) -> Tensor:
         """Make a feature of a flattened gradient, shapes (total_params,) -> (proj_dim,)."""
         return self.projection_matrix.project(vector.detach()[None])[0]
+
+
+def _output_of(task: str | ModelOutput) -> ModelOutput:
+    """Return the output of a task."""
+    try:
+        return as_output("margin" if isinstance(task, str) and task in _MARGIN else task)
+    except NotFoundError as error:
+        raise NotFoundError(f"{error}; or name a task: {', '.join(_MARGIN)}") from None
 
 
 def compute_attribution_stability(
@@ -338,6 +350,19 @@ def compute_attribution_stability(
             one.compute_epoch_features(data._replace(dataset=Subset(data.dataset, some)), 0, split)
         runs.append(np.asarray(trak_scores(one.store, damping=one.damping, temperature=None)))
     return {**stability(runs, top_k), "num_runs": float(num_runs)}
+
+
+def _features(given: Any, side: str) -> NDArray[np.float32]:
+    try:
+        rows = torch.as_tensor(given).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TrakStoreError(f"{side} features must be a tensor, got {shown(given)}") from error
+    if rows.ndim != 2:
+        raise TrakStoreError(
+            f"{side} features must have the shape (samples, proj_dim), got {tuple(rows.shape)}: give "
+            f"what compute_{side}_features gave"
+        )
+    return np.asarray(rows.numpy())
 
 
 def _short(weights: frozenset[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from trakstore.attributors.experiments import Experiment
 from trakstore.errors import IncompleteError, SpecMismatchError, TrakStoreError
 from trakstore.features.checkpoints import Checkpoint
 from trakstore.features.incoming import BatchFeatures, IncomingRows, OrderError
 from trakstore.features.outputs.peers import as_projection, as_task
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.trak import trak_scores
-from trakstore.paths import is_file
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_number, as_whole
 from trakstore.scores.streaming import for_each_tile
-from trakstore.storage.layout import Epoch, as_epochs, check_name
+from trakstore.storage.layout import Epoch, as_epochs
 from trakstore.storage.staging import StagedSplit
 from trakstore.storage.store import FeatureStore
 
@@ -158,8 +157,10 @@ class TRAKer:
         # the same ridge of this kernel is so many times as large. Entries of random matrices are ±1 or
         # standard normal there, and divided by the root of the dimension here: it is so much smaller.
         scale = 1 if projection.kind == "identity" else self.proj_dim
-        ridge = None if lambda_reg is None else lambda_reg * self.num_params_for_grad / scale
-        self._damping = Damping(absolute=ridge)
+        if lambda_reg is not None:
+            lambda_reg = as_number(lambda_reg, "lambda_reg", least=0)
+            lambda_reg *= self.num_params_for_grad / scale
+        self._damping = Damping(absolute=lambda_reg)
         self._featurized: IncomingRows | None = None
         self._scored: IncomingRows | None = None
 
@@ -194,7 +195,8 @@ class TRAKer:
         batch : tuple or dict of Tensor
             Samples as the task takes them.
         inds, num_samples : array of int, or int
-            Numbers of these samples, or how many these are, next to those before.
+            Numbers of these samples, each that of one sample, or how many these are, next to those
+            before.
 
         Raises
         ------
@@ -259,16 +261,17 @@ class TRAKer:
         Raises
         ------
         TrakStoreError
-            There is no checkpoint, or the experiment's name can be no split's.
+            There is no checkpoint, the experiment's name can be no split's, or it has more targets.
         """
         if checkpoint is None:
             exp_name, checkpoint = None, exp_name
         if checkpoint is None:
             raise TrakStoreError("start_scoring_checkpoint needs a checkpoint, got none")
-        split = _target_split(UNNAMED if exp_name is None else exp_name)
-        num_targets = as_whole(num_targets, "num_targets", 1)
+        experiment = Experiment(self._place, UNNAMED if exp_name is None else exp_name)
+        split, num_targets = experiment.split, as_whole(num_targets, "num_targets", 1)
+        experiment.need_all(num_targets, self.proj_dim)
         self._scored = self._begin(checkpoint, model_id, split, num_targets)
-        (self._place / f"{split}.json").write_text(json.dumps({"num_targets": num_targets}))
+        experiment.begin(num_targets)
 
     def score(self, batch: Any, inds: Any = None, num_samples: int | None = None) -> None:
         """Compute the features of a batch of targets.
@@ -320,11 +323,10 @@ class TRAKer:
         TrakStoreError
             There is no such experiment.
         """
-        split = _target_split(exp_name)
-        sizes = self._place / f"{split}.json"
-        if not is_file(sizes):
+        experiment = Experiment(self._place, exp_name)
+        split, targets = experiment.split, experiment.targets
+        if not targets:
             raise TrakStoreError(f"Experiment {exp_name} does not exist: score its targets first")
-        targets = int(json.loads(sizes.read_text())["num_targets"])
         scores = trak_scores(
             self.store,
             split,
@@ -379,7 +381,3 @@ class TRAKer:
 
 def _write_transposed(path: Path, t0: int, t1: int, n0: int, n1: int, tile: NDArray[Any]) -> None:
     np.load(path, mmap_mode="r+")[n0:n1, t0:t1] = tile.T
-
-
-def _target_split(exp_name: Any) -> str:
-    return f"targets.{check_name(exp_name, 'experiment')}"

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrakStoreError as error:
         error_line(error)
     except _ClickException as error:
-        error_line(_usage(error))
+        error_line(_usage(error, sys.argv[1:] if arguments is None else arguments))
     except OSError as error:
         # Without a number it is not the system's error, but some library's: a fault.
         if error.errno is None:
@@ -160,10 +160,12 @@ def _closed_pipe() -> int:
     return 1
 
 
-def _usage(error: Any) -> str:
+def _usage(error: Any, words: Sequence[str]) -> str:
     """Write what was wrong on the command line, and which help to read."""
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "trakstore"
+    # The parser names no command when an option at the end of the line lacks its value.
+    command = named_command(words) if context is None else None
+    path = getattr(context, "command_path", "trakstore") if command is None else command.path
     return f"{error.format_message().rstrip('.')}{_got(error)}; see {path} --help"
 
 

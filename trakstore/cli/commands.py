@@ -34,6 +34,12 @@ class Command:
     example: str
     interrupted: str = NO_RESULT
 
+    @property
+    def path(self) -> str:
+        """Words that call it, such as ``"trakstore evaluate lds"``."""
+        group = "evaluate " if self.place.startswith("evaluate.") else ""
+        return f"trakstore {group}{self.name}"
+
     def load(self) -> Callable[..., None]:
         """Import the function that runs the command."""
         module, _, function = self.place.partition(":")

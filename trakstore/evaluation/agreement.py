@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_whole, shown
 from trakstore.scores.rank_correlation import spearman
-from trakstore.scores.running_lists import check_finite
 from trakstore.scores.same_rows import need_same_rows
 from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
@@ -79,8 +78,6 @@ def stability(
     values: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}
     # All runs have one shape and one limit, so that their windows are of the same targets.
     for window in zip(*(target_windows(run, memory_limit) for run in runs), strict=True):
-        for start, _, rows in window:
-            check_finite(rows, start, np.arange(columns))
         for (_, _, a), (_, _, b) in combinations(window, 2):
             # Of equal scores there is no correlation. They count as 0, as in an LDS: left out, they
             # would make runs look alike that agree on nothing else.

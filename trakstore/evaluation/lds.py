@@ -13,7 +13,6 @@ from trakstore.evaluation.intervals import central
 from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_number, as_whole
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
-from trakstore.scores.running_lists import check_finite
 from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
 F64 = NDArray[np.float64]
@@ -235,7 +234,6 @@ def predicted_outputs(
         )
     sums = np.zeros((scores.shape[0], len(subsets)))
     for start, stop, rows in target_windows(scores, memory_limit):
-        check_finite(rows, start, np.arange(rows.shape[1]))
         for low, high in ranges(scores.shape[1], _COLUMNS):
             # Only so many columns at once: subsets in float64 take eight times their own memory.
             sums[start:stop] += rows[:, low:high] @ subsets[:, low:high].T.astype(np.float64)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as tree
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.axes import Axis, Following
-from trakstore.features.gradients import batch_size, cut
+from trakstore.features.gradients import FAILURES, batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import copied
@@ -87,13 +87,19 @@ class NamedActivations:
         kept = (*self.model.parameters(), *self.model.buffers())
         following = Following(size, frozenset(map(id, kept)))
         recorder = Recorder({}, _unasked, following, hidden_products(self.model))
-        # Gradients are on, since what a function makes out of sight is known by being in their graph.
-        with torch.enable_grad(), self._watched(following) as seen:
-            recorder.outputs(self.output, self.model, copied(batch))
+        try:
+            # Gradients are on: what a function makes out of sight is known by being in their graph.
+            with torch.enable_grad(), self._watched(following) as seen:
+                recorder.outputs(self.output, self.model, copied(batch))
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES:  # of what a model cannot do while it is watched; else it comes up again
+            with torch.no_grad(), self._watched(None) as seen:
+                self.output(self.model, copied(batch))
         return {name: _Seen.of(name, seen[name], size) for name in self.columns}
 
     @contextmanager
-    def _watched(self, following: Following) -> Iterator[dict[str, list[_Call]]]:
+    def _watched(self, following: Following | None) -> Iterator[dict[str, list[_Call]]]:
         seen: dict[str, list[_Call]] = {name: [] for name in self.columns}
         # Hooks are removed also when the forward raises: the model is the user's.
         with ExitStack() as hooks:
@@ -161,17 +167,18 @@ def _keep(module: nn.Module, note: Callable[[Any], None], before: bool) -> Any:
     return module.register_forward_hook(lambda _, __, output: note(output))
 
 
-def _note(into: list[_Call], following: Following, tensors: Any) -> None:
+def _note(into: list[_Call], following: Following | None, tensors: Any) -> None:
     first = next((one for one in tree.tree_leaves(tensors) if isinstance(one, Tensor)), None)
-    if first is None:
-        into.append(_Call(None, in_order=False))
-        return
+    in_order = first is not None and following is not None and _is_in_order(first, following)
+    # A copy, since the next layer may change the tensor itself in place.
+    into.append(_Call(None if first is None else first.detach().clone(), in_order))
+
+
+def _is_in_order(tensor: Tensor, following: Following) -> bool:
     # What the model asked of all samples at once up to here may have sent some another way than alone.
     asked = (*following.decided, *following.told)
     apart = not following.mixed and not any(bool(others.any()) for others in asked)
-    in_order = apart and following.of(first) == Axis(0)
-    # A copy, since the next layer may change the tensor itself in place.
-    into.append(_Call(first.detach().clone(), in_order))
+    return apart and following.of(tensor) == Axis(0)
 
 
 def _unasked(*_: Any) -> Tensor:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.utils import _pytree as tree
 from torch.utils.data import default_collate
 
 from trakstore.errors import TrakStoreError
+from trakstore.features.in_place import copied_sample, out_of_place, reuses_memory
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.padding import pad_tokens
 from trakstore.features.reading import REMEDY, named_sample, named_samples, read_sample
@@ -28,6 +28,7 @@ from trakstore.features.sorted_batches import (
     padded_share,
     sequence_length,
 )
+from trakstore.features.to_device import moved
 from trakstore.named import blamed_on
 from trakstore.planning import ranges
 
@@ -57,6 +58,8 @@ class Batches:
         Whether ``collate`` is given those columns alone, as by the ``Trainer`` of transformers.
     ids : ndarray or None
         Names of the samples, for messages.
+    copies : bool
+        Whether the data set writes samples over those that it gave before, which are copied then.
     """
 
     dataset: Any
@@ -65,6 +68,7 @@ class Batches:
     columns: SampleColumns | None = None
     as_trainer: bool = False
     ids: NDArray[Any] | None = None
+    copies: bool = False
 
     @classmethod
     def of(
@@ -86,13 +90,14 @@ class Batches:
         """
         columns = SampleColumns.of(model, output)
         own = _of_trainer(collate)
+        copies = reuses_memory(lambda at: read_sample(dataset, at, ids), len(dataset))
+        whole = cls(dataset, device, collate, columns, ids=ids, copies=copies)
         if type(own).__name__ == _FLATTENING:
             log.info("samples are padded, one a row, in place of %s's one row of all", _FLATTENING)
-            return cls(dataset, device, pad_tokens, columns, as_trainer=True, ids=ids)
+            return replace(whole, collate=pad_tokens, as_trainer=True)
         if own is not collate and columns.read is not None:
             # The Trainer's wrapper would also drop what the output reads.
-            return cls(dataset, device, own, columns, as_trainer=True, ids=ids)
-        whole = cls(dataset, device, collate, columns, ids=ids)
+            return replace(whole, collate=own, as_trainer=True)
         if collate is None:
             return whole
         fewer = replace(whole, as_trainer=True)
@@ -167,14 +172,28 @@ class Batches:
             return None
         return tuple(rows[at] for at in order)
 
-    def _made(self, samples: list[Any], rows: Sequence[int]) -> Any:
-        """Make a batch of samples, which have these positions in the data set."""
-        batch = _as_tree(self._collated(samples, rows))
-        if self.columns is not None:
-            batch = self.columns.of_batch(batch)
+    def _made(self, samples: list[Any], rows: Sequence[int], *, in_place: bool = True) -> Any:
+        """Make a batch of samples, which have these positions in the data set.
+
+        Where a row need not be ``in_place``, a collator may give it to another sample.
+        """
+        looked_at = in_place and self.collate is not None and not _is_known(self.collate)
+        # A collator may change what it is given.
+        again = [copied_sample(one) for one in samples] if looked_at else []
+        batch = self._tree(samples, rows)
         for path, leaf in tree.tree_flatten_with_path(batch)[0]:
             self._need_rows(leaf, tree.keystr(path), rows)
-        return self._moved(batch)
+        if looked_at and (found := out_of_place(lambda some: self._tree(some, rows), again, batch)):
+            raise TrakStoreError(
+                f"collate={_name_of(self.collate)}, of {self._named(rows)}, {found}: what a sample is "
+                f"must not depend on the others of its batch; pad samples, in their order, and do all "
+                f"else in the data set"
+            )
+        return moved(batch, self.device)
+
+    def _tree(self, samples: list[Any], rows: Sequence[int]) -> Any:
+        batch = _as_tree(self._collated(samples, rows))
+        return batch if self.columns is None else self.columns.of_batch(batch)
 
     def need_repeatable(self, count: int) -> None:
         """Raise unless a collator makes the same batch of the first ``count`` samples each time.
@@ -188,9 +207,13 @@ class Batches:
             return
         own = _of_trainer(self.collate)
         masks = bool(getattr(own, "mlm", False))
-        if not masks and _same(self.read(0, count), self.read(0, count)):
+        rows = range(count)
+        one, other = (
+            self._made([self._sample(row) for row in rows], rows, in_place=False) for _ in range(2)
+        )
+        if not masks and _same(one, other):
             return
-        name = getattr(own, "__name__", type(own).__name__)
+        name = _name_of(own)
         remedy = "do that once, in the data set, with a fixed seed, and collate without it"
         if masks:
             remedy = (
@@ -203,7 +226,8 @@ class Batches:
         )
 
     def _sample(self, index: int) -> Any:
-        return read_sample(self.dataset, index, self.ids)
+        sample = read_sample(self.dataset, index, self.ids)
+        return copied_sample(sample) if self.copies else sample
 
     def unlike_first(self, rows: Sequence[int]) -> str:
         """Say which of some samples is the first of another form than the data set's first one.
@@ -211,13 +235,24 @@ class Batches:
         Lengths count where there is no collator that may pad them. Nothing is said where all are alike,
         or cannot be read.
         """
-        with suppress(TrakStoreError, ValueError):  # of lists that make no tensor
-            first = forms(_with_tensors(self._sample(0)), shapes=self.collate is None)
+        with suppress(TrakStoreError):
+            first = self.forms_of(0)
             for row in rows:
-                own = forms(_with_tensors(self._sample(row)), shapes=self.collate is None)
-                if differing := unlike(own, first):
+                own = self.forms_of(row)
+                if own and first and (differing := unlike(own, first)):
                     return f"{named_sample(row, self.ids)} has {differing}"
         return ""
+
+    def forms_of(self, row: int) -> list[str]:
+        """Return the forms of what a sample is made of; see :func:`~.sample_forms.forms`.
+
+        There are none where it has lists of several lengths, of which a collator may make anything.
+        """
+        sample = self._sample(row)
+        try:
+            return forms(_with_tensors(sample), shapes=self.collate is None)
+        except ValueError:
+            return []
 
     def _collated(self, samples: list[Any], rows: Sequence[int]) -> Any:
         if self.columns is not None and self.as_trainer:
@@ -278,24 +313,6 @@ class Batches:
             f"({maker} collate=)"
         )
 
-    def _moved(self, batch: Any) -> Any:
-        """Move a batch to the device; to a GPU from pinned memory, beside what it computes.
-
-        The thread that reads waits for the copy, and nobody else.
-        """
-        if self.device.type != "cuda":
-            return tree.tree_map(lambda tensor: _usable(tensor.to(self.device)), batch)
-        copies, user = _copies(self.device), torch.cuda.default_stream(self.device)
-        with torch.cuda.stream(copies):
-            pinned = tree.tree_map(lambda tensor: tensor.cpu().pin_memory(), batch)
-            moved = tree.tree_map(lambda t: t.to(self.device, non_blocking=True), pinned)
-        copies.synchronize()
-        for tensor in tree.tree_leaves(moved):
-            # torch frees memory for the stream that it was taken on. It must not be used again while
-            # the stream that computes still reads it.
-            tensor.record_stream(user)
-        return moved
-
 
 def _text_remedy(samples: list[Any]) -> str:
     """Advise those whose collator was given texts; nothing for other samples."""
@@ -320,6 +337,15 @@ def _of_transformers(collate: Collate) -> bool:
     return str(getattr(collate, "__module__", "")).split(".")[0] in ("transformers", "trl")
 
 
+def _is_known(collate: Any) -> bool:
+    """Tell whether a collator is known to give each sample its own row, whatever the others are."""
+    return collate in (pad_tokens, default_collate) or _of_transformers(_of_trainer(collate))
+
+
+def _name_of(collate: Any) -> str:
+    return str(getattr(collate, "__name__", type(collate).__name__))
+
+
 def _numbers(batch: Any) -> int:
     return sum(leaf.numel() for leaf in tree.tree_leaves(batch))
 
@@ -331,11 +357,6 @@ def _same(one: Any, other: Any) -> bool:
         a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
         for a, b in zip(leaves, others, strict=True)
     )
-
-
-def _usable(tensor: Tensor) -> Tensor:
-    """Return a tensor, or a copy of one that was made in inference mode: autograd keeps none such."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _as_tree(batch: Any) -> Any:
@@ -364,8 +385,3 @@ def _as_tensor(value: Any) -> Any:
         return _with_tensors(value)
     array = np.asarray(value)  # refuses lists of several lengths
     return torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
-
-
-@cache
-def _copies(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)

@@ -16,12 +16,13 @@ from trakstore.errors import TrakStoreError
 from trakstore.features.background import ReadAhead
 from trakstore.features.batches import Batches
 from trakstore.features.fitness import need_pass
+from trakstore.features.gradients import cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.plain import copied
 from trakstore.features.reading import named_sample, named_samples
 from trakstore.features.wording import first_line
 
-__all__ = ["CheckedBatches", "blaming_samples"]
+__all__ = ["CheckedBatches", "blaming_samples", "need_forms"]
 
 Piece: TypeAlias = tuple[int, int]
 Read: TypeAlias = "list[tuple[NDArray[np.int64], Any]]"
@@ -40,14 +41,21 @@ class CheckedBatches(ReadAhead[Piece, Read]):
     batches : Batches
     model : nn.Module
     output : ModelOutput
+    first : tree of Tensor
+        Batch of the first samples, which was checked.
     """
 
     def __init__(
-        self, read: Callable[[Piece], Read], batches: Batches, model: nn.Module, output: ModelOutput
+        self,
+        read: Callable[[Piece], Read],
+        batches: Batches,
+        model: nn.Module,
+        output: ModelOutput,
+        first: Any,
     ) -> None:
         super().__init__(read)
         self._batches, self._model, self._output = batches, model, output
-        self._known = set[tuple[Any, ...]]()
+        self._known = {self._shape(first)}
 
     def through(
         self, items: Sequence[Piece], then: Piece | None = None
@@ -65,20 +73,23 @@ class CheckedBatches(ReadAhead[Piece, Read]):
             yield item, read
 
     def _need_shape(self, rows: list[int], batch: Any) -> None:
-        leaves = tree.tree_leaves(batch)
-        # A collator pads samples to the longest of them: lengths alone are no other shape then.
-        exact = self._batches.collate is None
-        shape = tuple(tuple(one.shape[1:]) if exact else one.ndim for one in leaves)
+        shape = self._shape(batch)
         if shape in self._known:
             return
         try:
-            self._output.check(self._model, copied(batch))
+            # All samples of a batch have one shape: more of them would take more memory.
+            self._output.check(self._model, copied(cut(batch, 0, 2)))
         except TrakStoreError as error:
             named = self._batches.unlike_first(rows) or named_samples(rows)
             raise TrakStoreError(
                 f"{named}: {error}; give all samples one form and run again: what is written stays"
             ) from error
         self._known.add(shape)
+
+    def _shape(self, batch: Any) -> tuple[Any, ...]:
+        # A collator pads samples to the longest of them: lengths alone are no other shape then.
+        exact = self._batches.collate is None
+        return tuple(tuple(one.shape[1:]) if exact else one.ndim for one in tree.tree_leaves(batch))
 
 
 @contextmanager
@@ -115,5 +126,31 @@ def blaming_samples(
                 f"form and run again: what is written stays"
             ) from error
         for row in rows if alone else ():
-            need_pass(model, output, batches.picked([row]), named_sample(row, batches.ids))
+            _need_taken(batches, model, output, row)
         raise
+
+
+def need_forms(
+    batches: Batches, model: nn.Module, output: ModelOutput, rows: Sequence[int]
+) -> None:
+    """Try one of some samples of each form that the first sample does not have.
+
+    The samples that a fingerprint is over are tried before anything is written: once they are mended,
+    the data set is another one, and could not go on with a split.
+
+    Raises
+    ------
+    TrakStoreError
+        When the model does not take it.
+    """
+    known = {tuple(batches.forms_of(0))}
+    for row in rows:
+        own = tuple(batches.forms_of(row))
+        if own and own not in known:
+            known.add(own)
+            _need_taken(batches, model, output, row)
+
+
+def _need_taken(batches: Batches, model: nn.Module, output: ModelOutput, row: int) -> None:
+    named = named_sample(row, batches.ids)
+    need_pass(model, output, batches.picked([row]), named, backward=False)

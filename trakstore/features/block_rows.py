@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.computed_block import ComputedBlock
 from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.footprint import Need, peak_bytes, tensor_bytes
+from trakstore.features.footprint import Need, Peaks, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.to_host import gpu_done, in_order, to_host
@@ -88,6 +88,8 @@ class RowComputer:
         instead of an error.
     doubted : bool
         Whether rows were wrong, so that some of the blocks before may be that were not compared.
+    peaks : Peaks
+        Bytes that samples need, as far as they were counted.
     """
 
     engine: FactorisedEngine
@@ -109,6 +111,7 @@ class RowComputer:
     labels: LabelDraws | TokenRows | None = None
     need: Need | None = None
     doubted: bool = False
+    peaks: Peaks = field(default_factory=Peaks)
 
     @property
     def least_block(self) -> int:
@@ -179,12 +182,7 @@ class RowComputer:
         return Need((size, max(two - one, -(-each * size // sample))), (sample, each))
 
     def _peaks(self, first: Any) -> tuple[int, int]:
-        """Return the bytes that one sample needs, and two."""
-        one, two = (
-            peak_bytes(lambda n=n: self._computed(cut(first, 0, n), self.engine.rows))  # type: ignore[misc]
-            for n in (1, 2)
-        )
-        return one, two
+        return self.peaks.of(first, lambda n: self._computed(cut(first, 0, n), self.engine.rows))
 
     def columns(self, start: int, stop: int) -> Columns:
         """Compute all columns of rows ``start`` to ``stop``; see :meth:`begin`."""
@@ -359,8 +357,9 @@ class RowComputer:
 
     def _lightness(self, batch: Any) -> float:
         """Return how many samples of a batch need what one of those measured needs."""
-        one = tensor_bytes(cut(batch, 0, 1))
-        return 1.0 if self.need is None else self.need.of_samples_like(one)
+        if self.need is None:
+            return 1.0
+        return self.need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
         """Return columns on their way to the CPU, or None where memory did not suffice."""

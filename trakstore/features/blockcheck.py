@@ -36,7 +36,9 @@ __all__ = [
 CheckedRows = Literal["some", "all"]
 
 # Rows of a block for one that is compared. To compare all of them takes 0.4 to 0.9 times as long as the
-# block (`benchmarks/featurize.py blocks`), so that one of 44 costs 2% where it costs most.
+# block (`benchmarks/featurize.py blocks`), so that one of 44 costs 2% where it costs most. Blocks of a
+# small split are single batches: the one row that is compared there, alone, takes a tenth as long as a
+# batch of 32. Larger blocks would have as many compared rows, and leave fewer blocks to share out.
 _EACH = 44
 _MORE = 3  # times the rounding of the compared rows themselves
 

@@ -2,8 +2,9 @@
 
 Row i·draws + d of a split ``train~sampled`` is sample i with the labels of draw d. A draw is a function
 of the seed, the sample's id, the number of the draw and the position, so that it is the same for any
-number of workers. Labels are drawn by one forward pass of each batch, and are data from then on: were
-they drawn again for the comparison with ordinary passes, rounding could draw others.
+number of workers. Labels are drawn by one forward pass of each batch, from what each sample predicts
+alone, and are data from then on: were they drawn again for the comparison with ordinary passes,
+rounding could draw others.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from torch.utils import _pytree as tree
 
 from trakstore.features.gradients import cut
 from trakstore.features.outputs.predicted_classes import PredictsClasses
-from trakstore.features.plain import copied
+from trakstore.features.own_predictions import OwnPredictions
 from trakstore.features.projectors.hashing import hash1
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.planning import ranges
 from trakstore.storage.ids import as_ids
 
@@ -72,6 +74,8 @@ class LabelDraws:
         Rows of each sample, and the number that all draws follow from.
     at_once : int
         Samples that the model is asked for at once; halved when memory does not suffice.
+    sharding : Sharding
+        Spread of the model over ranks.
     """
 
     model: nn.Module
@@ -80,7 +84,14 @@ class LabelDraws:
     draws: int
     seed: int
     at_once: int = _SAMPLES
+    sharding: Sharding = WHOLE
     _kept: dict[int, Tensor] = field(default_factory=dict)
+    _own: OwnPredictions = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A draw of a sample is its own: it depends neither on the samples beside it nor on how many
+        # of them there are.
+        self._own = OwnPredictions(self.model, self.output, self.sharding)
 
     def forget(self, at_once: int) -> None:
         """Let go of the labels that were drawn: another block begins, with so many samples at once."""
@@ -103,20 +114,19 @@ class LabelDraws:
             rows // self.draws, return_index=True, return_inverse=True
         )
         own = tree.tree_map(lambda one: one[torch.from_numpy(first).to(one.device)], batch)
-        for start, logits in self._predicted(own, len(samples)):
+        for start, logits in self._predicted(own, counted[torch.from_numpy(first)], len(samples)):
             for at, each in enumerate(logits, start):
                 mine, positions = rows[which == at], counted[int(first[at])]
                 drawn = _categorical(each[positions], self._uniforms(mine, int(positions.sum())))
                 self._kept.update(zip(mine.tolist(), drawn.cpu(), strict=True))
 
-    def _predicted(self, batch: Any, count: int) -> Iterator[tuple[int, Tensor]]:
+    def _predicted(self, batch: Any, counted: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
         """Yield logits of some samples at once, with the number of the first of them."""
         start = 0
         while start < count:
             stop = min(start + self.at_once, count)
             try:
-                with torch.no_grad():
-                    logits = self.output.predicted(self.model, copied(cut(batch, start, stop)))
+                logits = self._own.of(cut(batch, start, stop), counted[start:stop])
             except torch.OutOfMemoryError:
                 if stop - start == 1:
                     raise

@@ -198,8 +198,13 @@ def explained(
         raise
 
 
-def need_pass(model: nn.Module, output: ModelOutput, batch: Any, samples: str) -> None:
-    """Raise a :class:`TrakStoreError` if the model by itself does not take these samples."""
+def need_pass(
+    model: nn.Module, output: ModelOutput, batch: Any, samples: str, *, backward: bool = True
+) -> None:
+    """Raise a :class:`TrakStoreError` if the model by itself does not take these samples.
+
+    A backward pass holds a gradient of each parameter, which large models may have no memory for.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         with torch.enable_grad():
@@ -209,7 +214,8 @@ def need_pass(model: nn.Module, output: ModelOutput, batch: Any, samples: str) -
                     "the output depends on no parameter that requires a gradient; is it computed "
                     "under no_grad, or detached?"
                 )
-            torch.autograd.grad(total, parameters, allow_unused=True)
+            if backward:
+                torch.autograd.grad(total, parameters, allow_unused=True)
     except (TrakStoreError, torch.OutOfMemoryError):
         raise
     except Exception as error:

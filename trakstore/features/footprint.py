@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Need", "peak_bytes", "tensor_bytes"]
+__all__ = ["Need", "Peaks", "peak_bytes", "tensor_bytes"]
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
@@ -34,6 +34,20 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     finally:
         torch.set_num_threads(threads)
     return live.peak
+
+
+class Peaks:
+    """Bytes that the first sample of batches needs, and the first two: counted once for each shape."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.Size, ...], tuple[int, int]] = {}
+
+    def of(self, batch: Any, run: Callable[[int], Any]) -> tuple[int, int]:
+        """Return them, by a function that computes so many of the samples."""
+        shapes = tuple(leaf.shape for leaf in tree.tree_leaves(batch))
+        if shapes not in self._known:
+            self._known[shapes] = peak_bytes(lambda: run(1)), peak_bytes(lambda: run(2))
+        return self._known[shapes]
 
 
 def tensor_bytes(batch: Any) -> int:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as tree
 
+from trakstore.features.exchanged import exchanged
 from trakstore.features.heap import keep_freed_memory
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.parameters import canonical_name
-from trakstore.features.plain import backward, copied
+from trakstore.features.plain import backward, copied, each_tensor
 from trakstore.features.projectors import Projector, Sliced
 from trakstore.features.sharding import WHOLE, Sharding, Take
 from trakstore.features.wording import first_sentence
@@ -87,7 +88,6 @@ class GenericEngine:
         self._spans = sharding.spans(self._parameters)
         if self._spans:
             self.projector = Sliced(projector, self._spans)
-        self._own_names = {canonical_name(name): name for name in parameters}
         self.tolerance = 1e-3
         self.first: Any = None
         self._vmap_works: bool | None = None
@@ -176,15 +176,16 @@ class GenericEngine:
             return self._one_by_one(batch, names)
 
     def _by_vmap(self, batch: Any, names: list[str]) -> FeatureRows:
-        own = {self._own_names[name]: self._parameters[name].detach() for name in names}
-        gradient = grad(self._whole.scalar, has_aux=True)
+        own = {name: self._parameters[name].detach() for name in names}
+        places = {name: id(self._parameters[name]) for name in names}
+        gradient = grad(partial(self._whole.scalar, places), has_aux=True)
         # No gradients of other parameters are taken, and attention is the one that vmap can do.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             # Where torch loops over samples by itself, as in an LSTM, it is slower, and right.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             each, outputs = vmap(gradient, in_dims=(None, 0))(own, copied(batch))
         home = _first_leaf(batch).device
-        named = {canonical_name(name): gradient.to(home) for name, gradient in each.items()}
+        named = {name: gradient.to(home) for name, gradient in each.items()}
         return FeatureRows(self.projector.project(named), outputs)
 
     def _one_by_one(self, batch: Any, names: list[str]) -> FeatureRows:
@@ -214,11 +215,16 @@ class _WholeModel(nn.Module):
     def forward(self, batch: Any) -> RowOutputs:
         return self.output(self.model, batch)
 
-    def scalar(self, parameters: dict[str, Tensor], sample: Any) -> tuple[Tensor, RowOutputs]:
-        """Return the output of one sample with these parameters, and all its columns."""
+    def scalar(
+        self, places: Mapping[str, int], parameters: dict[str, Tensor], sample: Any
+    ) -> tuple[Tensor, RowOutputs]:
+        """Return the output of one sample with these parameters, and all its columns.
+
+        ``places`` are the ids of the model's own parameters of these names.
+        """
         batch = tree.tree_map(lambda tensor: tensor.unsqueeze(0), sample)
-        named = {f"model.{name}": parameter for name, parameter in parameters.items()}
-        rows = functional_call(self, named, (batch,))
+        with exchanged(self, {places[name]: one for name, one in parameters.items()}):
+            rows = self(batch)
         return rows.output[0], RowOutputs(*(column[0].detach() for column in rows))
 
 
@@ -247,4 +253,4 @@ def _first_leaf(batch: Any) -> Tensor:
 
 def cut(batch: Any, start: int, stop: int) -> Any:
     """Return some samples of a batch, one after another."""
-    return tree.tree_map(lambda tensor: tensor[start:stop], batch)
+    return each_tensor(lambda tensor: tensor[start:stop], batch)

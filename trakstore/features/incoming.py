@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
@@ -33,7 +33,7 @@ from trakstore.features.projectors import make_projector
 from trakstore.features.sample_columns import SampleColumns
 from trakstore.features.twins import say_twins
 from trakstore.features.weights import own_copy
-from trakstore.quantities import as_whole
+from trakstore.quantities import as_whole, is_whole, shown
 from trakstore.spec import ProjectionSpec, StoreSpec
 from trakstore.storage.staging import StagedSplit
 
@@ -147,10 +147,11 @@ class IncomingRows:
         OrderError
             With both or neither of the two, or when other weights were loaded since.
         TrakStoreError
-            For positions outside of the split, or not as many as the batch has samples.
+            For what are no positions of the split, or not as many as the batch has samples; or when one
+            position has two samples.
         """
         batch = self.source.taken(batch)
-        at, size = self._positions(inds, num_samples), batch_size(batch)
+        at, size = self._places(inds, num_samples), batch_size(batch)
         if len(at) != size:
             raise TrakStoreError(f"the batch has {size} samples, {len(at)} indices were given")
         if self.weights != self.source.weights:
@@ -158,6 +159,7 @@ class IncomingRows:
                 f"the model has other weights than those of epoch {self.staged.epoch}: a checkpoint "
                 f"was loaded since; load this one again"
             )
+        _need_one_sample_each(batch, at)
         # Rows that came before are not computed again.
         fresh = np.flatnonzero(~self.done[at])
         if len(fresh):
@@ -165,18 +167,44 @@ class IncomingRows:
             both = (rows.features, rows.outputs.out_to_loss)
             self.staged.add(at[fresh], *(one.detach().cpu().numpy() for one in both))
             self.done[at[fresh]] = True
+        # A call that failed may be made again: it has moved nothing.
+        if num_samples is not None:
+            self.next += len(at)
 
-    def _positions(self, inds: Any, num_samples: int | None) -> NDArray[np.int64]:
+    def _places(self, inds: Any, num_samples: int | None) -> NDArray[np.int64]:
         if (inds is None) == (num_samples is None):
             raise OrderError("Exactly one of num_samples and inds should be specified")
         if num_samples is not None:
-            start, self.next = self.next, self.next + as_whole(num_samples, "num_samples", 0)
-            at = np.arange(start, self.next)
+            at = np.arange(self.next, self.next + as_whole(num_samples, "num_samples", 0))
         else:
-            at = np.asarray(inds, dtype=np.int64).reshape(-1)
+            at = _positions(inds)
         if len(at) and not (at.min() >= 0 and at.max() < self.staged.rows):
             raise TrakStoreError(
                 f"samples {at.min()} to {at.max()} are outside of the {self.staged.rows} that "
                 f"were announced"
             )
         return at
+
+
+def _positions(inds: Any) -> NDArray[np.int64]:
+    at = np.asarray(inds.cpu() if isinstance(inds, Tensor) else inds)
+    if at.ndim != 1 or not (at.dtype.kind in "iu" or all(map(is_whole, at.tolist()))):
+        raise TrakStoreError(
+            f"inds must be the numbers of the samples, integers of shape (batch,), got {shown(inds)}"
+        )
+    return at.astype(np.int64)
+
+
+def _need_one_sample_each(batch: Any, at: NDArray[np.int64]) -> None:
+    """Refuse two samples at one position; a sampler may fill its last batch with one that it had."""
+    _, firsts, own = np.unique(at, return_index=True, return_inverse=True)
+    again = np.flatnonzero(firsts[own] != np.arange(len(at)))
+    if not len(again):
+        return
+    one, other = torch.from_numpy(firsts[own][again]), torch.from_numpy(again)
+    for leaf in tree.tree_leaves(batch):
+        if not torch.equal(leaf[one.to(leaf.device)], leaf[other.to(leaf.device)]):
+            raise TrakStoreError(
+                f"inds name sample {at[again[0]]} more than once, and the batch has another sample "
+                f"there each time: give each its own number"
+            )

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.batches import Collate
@@ -105,16 +112,22 @@ def _loaded(source: Any) -> Loaded:
 def _of_loader(loader: DataLoader[Any]) -> Loaded:
     if isinstance(loader.dataset, IterableDataset):
         raise TrakStoreError("the loader reads a stream; features need a data set with indices")
-    if not isinstance(loader.sampler, SequentialSampler):
+    batches: Any = loader.batch_sampler  # None where the loader gives samples one by one
+    plain = batches is None or type(batches) is BatchSampler
+    draws = loader.sampler if batches is None else batches.sampler if plain else batches
+    # A sampler of batches has samples in any order, whatever sampler the loader has beside it.
+    if not plain or not isinstance(draws, SequentialSampler):
         raise TrakStoreError(
-            f"the loader draws its samples by a {type(loader.sampler).__name__}, so that row i of "
-            f"the features would be no particular sample: make it with shuffle=False, no sampler"
+            f"the loader draws its samples by a {type(draws).__name__}, so that row i of the features "
+            f"would be no particular sample: make it with shuffle=False, no sampler, no batch_sampler"
         )
     # Samples are read by index, in batches of the loader's size, as the loader would.
     dataset: Any = loader.dataset
-    size = loader.batch_size or 1
-    if loader.drop_last:
-        dataset = Subset(dataset, range(len(dataset) // size * size))
+    size, count = 1 if batches is None else batches.batch_size, len(draws)
+    if batches is not None and batches.drop_last:
+        count = count // size * size
+    if count < len(dataset):
+        dataset = Subset(dataset, range(count))
     collate = None if loader.collate_fn is default_collate else loader.collate_fn
     return Loaded(dataset, size, collate)
 

@@ -135,8 +135,9 @@ def need_same_settings(
     """
     for name in store.splits_of(epoch):
         spec = store.split(epoch, name).spec
-        if spec.checkpoint == checkpoint:
+        if spec.checkpoint == checkpoint and spec.settings:
             check_settings(spec.settings, settings, f"{store.location}: {name} at epoch {epoch}")
+            return  # the others were compared with this one
 
 
 def _read(model: nn.Module, *, divided: bool) -> dict[str, list[tuple[str, Any]]]:

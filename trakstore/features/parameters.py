@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +46,15 @@ def canonical_name(name: str) -> str:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the model that ``torch.compile`` got: hooks and ``vmap`` need its own modules."""
-    inner: nn.Module = getattr(model, "_orig_mod", model)
-    return inner
+    """Return the model that ``torch.compile`` got; what it gave for it, where that has hooks."""
+    # Only who has compiled something has the compiler, which takes seconds to import. A model may
+    # have a submodule of its own that is called ``_orig_mod``.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is None or not isinstance(model, compiler.OptimizedModule):
+        return model
+    hooks = (model._forward_hooks, model._forward_pre_hooks)
+    own = any((*hooks, model._backward_hooks, model._backward_pre_hooks))
+    return model if own else cast(nn.Module, model._orig_mod)
 
 
 def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

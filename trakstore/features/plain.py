@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,12 +19,19 @@ from trakstore.features.quantised import named_without_gradients
 from trakstore.features.sharding import WHOLE, Sharding, Take
 from trakstore.features.wording import listed
 
-__all__ = ["backward", "copied", "need_alike", "need_graph", "only"]
+__all__ = ["backward", "copied", "each_tensor", "need_alike", "need_graph", "only"]
+
+
+def each_tensor(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return a batch with a function of each of its tensors; flat ones, as most are, need no walk."""
+    if type(batch) in (tuple, list) and all(isinstance(one, Tensor) for one in batch):
+        return type(batch)(map(function, batch))
+    return tree.tree_map(function, batch)
 
 
 def copied(batch: Any) -> Any:
     """Return a batch in memory of its own: a forward may write to its inputs (``x.div_(255)``)."""
-    return tree.tree_map(Tensor.clone, batch)
+    return each_tensor(Tensor.clone, batch)
 
 
 def backward(

@@ -16,7 +16,6 @@ from trakstore.features.evaluated import evaluated
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.wording import first_line
-from trakstore.planning import ranges
 
 __all__ = ["predicted_classes"]
 
@@ -58,8 +57,9 @@ def predicted_classes(
     batches = Batches.of(job.model, output, dataset, _CPU, job.collate)
     classes = []
     with job.lent(), evaluated(job.load(epoch), _CPU), torch.no_grad():
-        for start, stop in ranges(len(rows), job.batch_size):
-            part = _predicted(output, job.model, batches.read(start, stop))
+        # Each by itself, as its output is that of the sample alone where a model mixes its batch.
+        for at in range(len(rows)):
+            part = _predicted(output, job.model, batches.read(at, at + 1))
             if part is None:
                 return None
             classes.append(part.numpy())

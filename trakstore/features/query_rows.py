@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from trakstore.features.devices import need_one_device, worker_device, working_o
 from trakstore.features.evaluated import evaluated
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained, need_apart
+from trakstore.features.footprint import Peaks
 from trakstore.features.job import Job
 from trakstore.features.model_settings import ModelSettings, need_same_settings
 from trakstore.features.outputs import ModelOutput, as_output
@@ -75,6 +76,7 @@ class _LoadedEpoch:
     watch: WeightWatch
     where: str
     precision: Precision
+    peaks: Peaks = field(default_factory=Peaks)
 
     def columns(self, sample: Any) -> Columns:
         """Compute the columns of one sample, compared with an ordinary backward pass."""
@@ -101,6 +103,7 @@ class _LoadedEpoch:
         spec = replace(self.spec, dtype="float32", keep_bits=None)
         rows = self._computer(sample, count, min(at_once, count), spec, check="some")
         rows.labels = TokenRows(self.model, need_tokens(output), np.arange(count), 1)
+        rows.peaks = self.peaks
         if limit is None:
             torch.cuda.empty_cache()
             return rows.fitting(int(_FREE * torch.cuda.mem_get_info(self.batches.device)[0]))

@@ -52,8 +52,9 @@ def read_sample(dataset: Any, index: int, ids: NDArray[Any] | None = None) -> An
         # A loop over samples would take StopIteration for their end. The others say that there is no
         # such sample, also where trakstore's own code looked it up for the data set.
         except (StopIteration, LookupError, TypeError, NotImplementedError) as error:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
             raise TrakStoreError(
-                f"{name} cannot be read ({type(error).__name__}: {error}): a data set gives its "
+                f"{name} cannot be read ({said}): a data set gives its "
                 f"samples by dataset[0] to dataset[len(dataset) - 1], and its length is "
                 f"{len(dataset)}; {REMEDY}"
             ) from error

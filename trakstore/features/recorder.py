@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,30 +11,33 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.background import OneBehind
+from trakstore.features.training_measures import MARGIN, measure_batch, need_classes
 from trakstore.quantities import as_whole
 from trakstore.storage.backends.location import Where
 from trakstore.storage.ids import as_ids
 from trakstore.storage.opening import location_of
 from trakstore.storage.store import FeatureStore
-from trakstore.storage.tables.training_records import TrainingRun, add_part, earlier_runs
+from trakstore.storage.tables.training_records import TrainingRun, add_part, stored_parts
 
 __all__ = ["TrainingRecorder"]
 
-_MOST_HELD = 64_000_000  # bytes of logits and targets
+log = logging.getLogger("trakstore")
+
+_MOST_HELD = 64_000_000  # bytes of measures, ids, and
+_AROUND = 1000  # of what Python and torch keep around a batch
 
 
 class TrainingRecorder:
     """Recorder of measures of batches: loss, confidence, correctness, margin and EL2N.
 
-    Batches are kept as they come, and are measured and stored every ``save_interval`` epochs, or sooner
-    where they take much memory, in the background; a run that dies loses those since then. Use it in
-    ``with``, or call :meth:`close`.
+    Batches are measured as they come, on their device, and what was measured is stored every
+    ``save_interval`` epochs, or sooner where it takes much memory, in the background; a run that dies
+    loses what came since then. Use it in ``with``, or call :meth:`close`.
 
     Parameters
     ----------
@@ -46,7 +50,7 @@ class TrainingRecorder:
     save_interval : int
         Epochs between two writes.
     samples : int, optional
-        Size of the data set, to tell ids that cannot be, and another data set.
+        Size of the data set: more ids that are numbers than that are refused, as is another data set.
 
     Raises
     ------
@@ -64,43 +68,68 @@ class TrainingRecorder:
     ) -> None:
         self.save_interval, self.split = as_whole(save_interval, "save_interval", 1), split
         self.location = location_of(store, create=True)
-        self._samples = np.inf if samples is None else samples
-        began = datetime.now(UTC).isoformat(timespec="microseconds")
-        earlier = earlier_runs(self.location, split)
-        order = 1 + max((run.order for run in earlier), default=0)
-        name, rank = uuid.uuid4().hex[:12], as_whole(rank, "rank", 0)
-        self._run, self._parts = TrainingRun(name, began, rank, order, samples), 0
+        parts = stored_parts(self.location, split)
+        order = 1 + max((part.run.order for part in parts), default=0)
+        self._run = TrainingRun(*_name_and_time(), as_whole(rank, "rank", 0), order, samples)
+        self._parts = 0
+        self._text_ids = parts[0].has_text_ids if parts else None
         # Ranks may have a data set each: one is compared with what the same rank had.
-        self._earlier = [run for run in earlier if run.rank == rank]
+        earlier = {part.run for part in parts if part.run.rank == self._run.rank}
+        self._earlier = sorted(earlier, key=lambda run: run.sort_key)
         self._refuse_other_data("samples", "{} samples")
-        self._waiting: list[tuple[int, Any, Tensor, Tensor, Tensor | None]] = []
-        self._held = 0  # bytes of the tensors that are waiting
+        self._ids = np.empty(0, dtype=np.int64)  # all that are numbers, where samples are counted
+        self._waiting: list[tuple[int, Any, Tensor]] = []
+        self._epochs, self._held = set[int](), 0  # epochs and bytes of the batches that are waiting
+        self._last_epoch = 0
+        self._warned = False
         self._background = OneBehind()
 
     def add(
-        self, epoch: int, ids: Any, targets: Tensor, logits: Tensor, losses: Tensor | None = None
+        self, epoch: int, ids: Any, targets: Any, logits: Any, losses: Any | None = None
     ) -> None:
         """Take in a batch: sample ids, classes (batch,), logits (batch, classes), losses (batch,)."""
-        if logits.ndim != 2 or targets.shape != logits.shape[:1]:
-            raise TrakStoreError(
-                f"needed logits (batch, classes) and targets (batch,), got {tuple(logits.shape)} and "
-                f"{tuple(targets.shape)}"
-            )
-        if not (isinstance(ids, Tensor) and ids.is_cuda):
-            ids = _ids(ids)  # refuses what is no id
-        if len(ids) != len(targets):
-            raise TrakStoreError(f"{len(targets)} samples came with {len(ids)} ids")
-        # Batches stay on their device, and are measured in the background: training does not wait for
-        # a GPU here. A mean over the batch is no loss of its samples, which logits give as well.
-        each = None if losses is None or losses.shape != targets.shape else losses.detach()
-        epochs = {batch[0] for batch in self._waiting}
-        if epoch not in epochs and len(epochs) >= self.save_interval:
+        epoch = as_whole(epoch, "epoch", 0)
+        # At once: a loop may write its next batch over these tensors.
+        measures = measure_batch(targets, logits, losses)
+        ids = _ids(ids)
+        if len(ids) != len(measures):
+            raise TrakStoreError(f"{len(measures)} samples came with {len(ids)} ids")
+        if not len(ids):
+            return
+        self._need_one_kind(is_text := not isinstance(ids, Tensor) and ids.dtype.kind == "T")
+        if epoch not in self._epochs and len(self._epochs) >= self.save_interval:
             self.save()
-        self._waiting.append((epoch, ids, targets.detach(), logits.detach(), each))
-        self._held += targets.nbytes + logits.nbytes
+        if epoch < self._last_epoch:
+            self._begin_again(epoch)
+        self._last_epoch, self._text_ids = epoch, is_text
+        self._waiting.append((epoch, ids, measures))
+        self._epochs.add(epoch)
+        self._held += measures.nbytes + ids.nbytes + _AROUND
         # Epochs of a large data set are more than memory should hold: these are stored sooner.
         if self._held >= _MOST_HELD:
             self.save()
+
+    def _need_one_kind(self, is_text: bool) -> None:
+        if self._text_ids not in (None, is_text):
+            kind, before = ("text", "integers") if is_text else ("integers", "text")
+            raise TrakStoreError(
+                f"ids are {kind}, and those of {self.split!r} in {self.location} are {before}: one "
+                f"split has ids of one kind; give these another split= or store="
+            )
+
+    def _begin_again(self, epoch: int) -> None:
+        """Begin a new run of this process, for a loop that is run again."""
+        self.save()
+        log.warning(
+            "epoch %d came after epoch %d: training began again, and what is recorded now replaces all "
+            "from epoch %d on",
+            epoch,
+            self._last_epoch,
+            epoch,
+        )
+        name, started = _name_and_time()
+        self._run = replace(self._run, name=name, started=started, order=self._run.order + 1)
+        self._parts = 0
 
     def _identify(self, digest: str) -> None:
         """Note a hash of all samples of the data set, and compare it with that of earlier runs.
@@ -130,16 +159,38 @@ class TrainingRecorder:
         """Store the batches that came since the last time."""
         if not self._waiting:
             return
-        waiting, self._waiting, self._held = self._waiting, [], 0
-        ids = np.concatenate([_ids(batch[1]) for batch in waiting])
+        waiting, self._waiting, self._epochs, self._held = self._waiting, [], set(), 0
+        ids = np.concatenate([_on_cpu(batch[1]) for batch in waiting])
         epochs = np.concatenate([np.full(len(batch[2]), batch[0]) for batch in waiting])
-        if ids.dtype.kind in "iu" and len(np.unique(ids)) > self._samples:
+        # On the caller's stream of a GPU, which has them in order: another thread's may run ahead.
+        measures = torch.cat([batch[2] for batch in waiting]).cpu()
+        need_classes(measures, epochs)
+        self._need_few(ids)
+        self._warn_of_nan(measures, int(epochs[-1]))
+        where = self.location, self.split, self._run, self._parts
+        self._background.submit(partial(add_part, *where, ids, epochs, measures.numpy()))
+        self._parts += 1
+
+    def _need_few(self, ids: NDArray[Any]) -> None:
+        if self._run.samples is None or self._text_ids:
+            return
+        self._ids = np.union1d(self._ids, ids)
+        if len(self._ids) > self._run.samples:
             raise TrakStoreError(
-                f"there are more than {self._samples} ids, the size of the data set: ids must name "
+                f"there are more than {self._run.samples} ids, the size of the data set: ids must name "
                 f"samples, not places in batches"
             )
-        self._background.submit(partial(self._write, self._parts, ids, epochs, waiting))
-        self._parts += 1
+
+    def _warn_of_nan(self, measures: Tensor, epoch: int) -> None:
+        lost = int(measures[:, MARGIN].isnan().sum())
+        if lost and not self._warned:
+            self._warned = True
+            log.warning(
+                "logits of %d samples hold NaN, up to epoch %d (a training that diverged?): they count "
+                "as predicted wrong, and means over these epochs are NaN",
+                lost,
+                epoch,
+            )
 
     def close(self) -> None:
         """Store the batches that are left."""
@@ -152,26 +203,21 @@ class TrainingRecorder:
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
-    def _write(self, number: int, ids: Any, epochs: Any, batches: list[Any]) -> None:
-        measures = torch.cat([_measures(*batch[2:]) for batch in batches]).cpu().numpy()
-        add_part(self.location, self.split, self._run, number, ids, epochs, measures)
+
+def _name_and_time() -> tuple[str, str]:
+    """Return what tells a new run: a name of its own, and the time."""
+    return uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def _measures(targets: Tensor, logits: Tensor, losses: Tensor | None) -> Tensor:
-    """Compute loss, confidence, correctness, margin and EL2N, shape (batch, 5), float32."""
-    logits = logits.float()
-    own = logits.gather(1, targets[:, None])[:, 0]
-    others = logits.scatter(1, targets[:, None], -torch.inf)  # the margin is to the best of these
-    log_p = own - logits.logsumexp(1)
-    # EL2N is the length of the loss's gradient by the logits.
-    el2n = (logits.softmax(1) - F.one_hot(targets, logits.shape[1])).norm(dim=1)
-    right = (logits.argmax(1) == targets).float()
-    loss = -log_p if losses is None else losses.float()
-    return torch.stack([loss, log_p.exp(), right, own - others.amax(1), el2n], dim=1)
+def _ids(given: Any) -> NDArray[Any] | Tensor:
+    """Return a copy of ids; those on a GPU stay there, since training does not wait for it here."""
+    if isinstance(given, Tensor):
+        given = given.detach()
+    ids = given.clone() if isinstance(given, Tensor) and given.is_cuda else as_ids(given)
+    if ids.ndim != 1:
+        raise TrakStoreError(f"ids are one for each sample, got shape {tuple(ids.shape)}")
+    return ids
 
 
-def _ids(given: Any) -> NDArray[Any]:
-    array = as_ids(given.detach().cpu() if isinstance(given, Tensor) else given)
-    if array.ndim != 1:
-        raise TrakStoreError(f"ids are one for each sample, got shape {array.shape}")
-    return array
+def _on_cpu(ids: NDArray[Any] | Tensor) -> NDArray[Any]:
+    return as_ids(ids.cpu()) if isinstance(ids, Tensor) else ids

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as tree
 
 from trakstore.features.axes import Axis, Following, Mark, Unplaced, is_meeting, repeated_at
 from trakstore.features.layers import MATCHERS, SEEN_THROUGH, Call, Derived, Layer
 from trakstore.features.outputs import ModelOutput, RowOutputs
+from trakstore.features.plain import each_tensor
 from trakstore.features.quantised import noticing
 from trakstore.features.sharding import WHOLE, Sharding
 
@@ -96,7 +96,7 @@ class Recorder(TorchFunctionMode):
 
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
         """Compute outputs of a batch, watched: all of it, or where that does, the model's calls."""
-        marked = _each(self._following.begin, batch)
+        marked = each_tensor(self._following.begin, batch)
         carrying = self._sharding.carrying(self._following.carry)
         with carrying, noticing(self._products, self._following.multiplied):
             return self._outputs(output, model, marked)
@@ -244,13 +244,6 @@ def _called_once(model: nn.Module) -> Iterator[Callable[[], int]]:
             model.forward = forward
         else:
             del model.forward
-
-
-def _each(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """Return a batch with a function of each of its tensors; flat ones, as most are, need no walk."""
-    if type(batch) in (tuple, list) and all(isinstance(one, Tensor) for one in batch):
-        return type(batch)(map(function, batch))
-    return tree.tree_map(function, batch)
 
 
 def expanded(tensor: Tensor, batch: int) -> Tensor:

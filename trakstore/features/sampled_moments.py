@@ -75,7 +75,7 @@ def sampled_moments(
     sums = SignSums(parameter_spec(selected, job.parameters))
     engine = FactorisedEngine(job.model, output, selected, sums, sharding)
     samples = SplitSamples.of(job, split)
-    labels = replace(samples, draws=1).labels(job.model, output)
+    labels = replace(samples, draws=1).labels(job.model, output, sharding)
     assert labels is not None
     batches = Batches.of(job.model, output, samples.given, device, job.collate, samples.given_ids)
     count = min(len(samples.ids), _SAMPLES)

@@ -15,6 +15,7 @@ from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.outputs.predicted_classes import need_classes
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.storage import layout
 from trakstore.storage.columns import sample_ids
 
@@ -83,8 +84,11 @@ class SplitSamples:
         given = Subset(self.given, range(samples))
         return [SplitSamples(given, self.given_ids[:samples], self.draws, self.seed)]
 
-    def labels(self, model: nn.Module, output: ModelOutput) -> LabelDraws | None:
+    def labels(
+        self, model: nn.Module, output: ModelOutput, sharding: Sharding = WHOLE
+    ) -> LabelDraws | None:
         """Return what draws the labels; None where they are the samples' own."""
         if not self.draws:
             return None
-        return LabelDraws(model, need_classes(output), self.given_ids, self.draws, self.seed)
+        own = need_classes(output)
+        return LabelDraws(model, own, self.given_ids, self.draws, self.seed, sharding=sharding)

@@ -27,7 +27,9 @@ class Streamed:
     ----------
     source : iterable
         Samples, the same ones in the same order whenever it is iterated: a data set of ``datasets``
-        that streams, an ``IterableDataset`` of torch.
+        that streams, an ``IterableDataset`` of torch. That they are is compared for the first samples
+        alone: where later ones come in another order each time, a run that was stopped and goes on may
+        have some of them twice, and others not.
     rows : int, optional
         Number of samples, from the first; by default ``len(source)``.
 

@@ -16,7 +16,13 @@ from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batches import Batches
-from trakstore.features.blamed_samples import CheckedBatches, Piece, Read, blaming_samples
+from trakstore.features.blamed_samples import (
+    CheckedBatches,
+    Piece,
+    Read,
+    blaming_samples,
+    need_forms,
+)
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
@@ -125,7 +131,7 @@ class SplitTask:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector, sharding)
             rows, probe, batches = _probed(
-                job, epoch, split, samples, device, engine, output, spec, watch, clock
+                job, epoch, split, samples, device, engine, output, spec, watch, clock, sharding
             )
             blame = partial(blaming_samples, batches, job.model, output, alone=sharding.whole)
             wanted = SplitSpec(
@@ -275,6 +281,7 @@ def _probed(
     spec: StoreSpec,
     watch: WeightWatch,
     clock: Stopwatch,
+    sharding: Sharding,
 ) -> tuple[RowComputer, Columns, Batches]:
     """Make what computes the rows, and the columns of the first samples, before anything is written."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
@@ -295,16 +302,20 @@ def _probed(
     each = samples.each
     size = min(job.batch_size * each, len(ids))
     some = samples.first_rows(sampled_rows(samples.given))
+    if engine.whole:
+        need_forms(batches, model, output, some)
     uneven = batches.uneven(some) if size < len(ids) else None
 
     def read(piece: Piece) -> Read:
         return batches.several(*piece, size, by_length=uneven is not None, each=each)
 
+    checked = partial(CheckedBatches, batches=batches, model=model, output=output, first=first)
+    reader = checked(read) if engine.whole else ReadAhead(read)
     computer = RowComputer(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        CheckedBatches(read, batches, model, output) if engine.whole else ReadAhead(read),
+        reader,
         ids,
         f"{split} at epoch {epoch}",
         spec,
@@ -317,7 +328,7 @@ def _probed(
         pick=lambda rows: batches.picked(rows.tolist()),
         check=job.check,
         skip_bad_rows=job.skip_bad_rows,
-        labels=samples.labels(model, output),
+        labels=samples.labels(model, output, sharding),
     )
     with explained(model, output, first), _blaming_changes(watch):
         columns = computer.columns(*probed)

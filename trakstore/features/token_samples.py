@@ -27,6 +27,7 @@ from trakstore.features.fitness import explained
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.outputs.tokens import SeparatesTokens, need_tokens
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.streamed import Streamed
 from trakstore.features.token_rows import TokenRows
@@ -125,7 +126,12 @@ class TokenSamples:
         begins = np.cumsum(self._rows) - self._rows
         return [int(begins[at]) for at in samples if len(self.tokens[at])]
 
-    def labels(self, model: nn.Module, output: ModelOutput) -> TokenRows:  # noqa: ARG002
+    def labels(
+        self,
+        model: nn.Module,
+        output: ModelOutput,  # noqa: ARG002
+        sharding: Sharding = WHOLE,  # noqa: ARG002
+    ) -> TokenRows:
         """Return what tells the rows of one sample apart."""
         first = [np.arange(0, len(tokens), self.run) for tokens in self.tokens]
         return TokenRows(model, self.output, np.concatenate(first), self.run)

@@ -112,12 +112,17 @@ def own_copy(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
-        return copy.deepcopy(model, memo)
+        own = copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise TrakStoreError(
             f"the model cannot be copied ({error}): checkpoints are loaded into a copy, so that the "
             f"model that is given keeps its weights; take what cannot be copied out of the model"
         ) from error
+    # What torch.compile puts around a model is copied without the hooks that it has.
+    for name, hooks in vars(model).items():
+        if "_hooks" in name and isinstance(hooks, dict) and hooks and not vars(own).get(name):
+            vars(own)[name] = copy.copy(hooks)
+    return own
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class _Place:
         if not _alike(now, self.values):
             now.data = self.values.to(now.device)
         elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
-            now.copy_(self.values)
+            _copy(self.values, now)
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,15 @@ class Kept:
             place.give_back()
         for module, state in self.extra:
             module.set_extra_state(copy.deepcopy(state))
+
+
+def _copy(values: Tensor, into: Tensor) -> None:
+    """Copy the values of a tensor, which may be an expanded one: torch writes no number twice."""
+    strides = into.stride() if into.layout is torch.strided else ()
+    if any(step == 0 and size > 1 for step, size in zip(strides, into.shape, strict=False)):
+        once = tuple(slice(1) if step == 0 else slice(None) for step in strides)
+        values, into = values[once], into[once]
+    into.copy_(values)
 
 
 def _alike(left: Tensor, right: Tensor) -> bool:

@@ -90,7 +90,8 @@ def weighted(split: Split, weighting: str) -> KernelSplit:
 def no_weighting(name: object) -> TrakStoreError:
     """Make the error for what names no weighting."""
     return TrakStoreError(
-        f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0, got {name!r}"
+        f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0 (of a kernel "
+        f"that is shown, 'auto' or 'none' too), got {name!r}"
     )
 
 

@@ -13,23 +13,11 @@ from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
 from trakstore.scores.factored import Scores, need_some_scores
+from trakstore.scores.running_lists import check_finite
 
 Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]
 # Bytes for each score of a window: as computed, as float64, sorted, and scratch.
 _COPIES = 40
-
-
-def need_matrix(got: Any) -> None:
-    """Raise a :class:`TrakStoreError` for what is no matrix of scores (target, train)."""
-    lazy = hasattr(got, "shape") and hasattr(got, "isel")
-    if not lazy and not isinstance(got, np.ndarray):
-        raise TrakStoreError(
-            f"needed scores (target, train): Scores, a DataArray or a NumPy array, got "
-            f"{type(got).__name__}"
-        )
-    if len(got.shape) != 2:
-        raise TrakStoreError(f"scores have the shape (target, train), got {got.shape}")
-    need_some_scores(got)
 
 
 def target_windows(
@@ -43,16 +31,21 @@ def target_windows(
     ------
     TrakStoreError
         For anything but two dimensions.
+    NumericsError
+        A score is NaN or infinite: a statistic of it would be no number either, or a wrong one.
     MemoryLimitError
         When the scores of one target do not fit.
     """
+    need_matrix(scores)
     for start, stop in window_ranges(scores.shape, memory_limit, each):
         if isinstance(scores, np.ndarray):
             part: Any = scores[start:stop]
         else:
             part = scores.isel(target=slice(start, stop))
         # Statistics of float32 scores are taken in float64.
-        yield start, stop, np.asarray(part, dtype=np.float64)
+        rows = np.asarray(part, dtype=np.float64)
+        check_finite(rows, start, np.arange(rows.shape[1]))
+        yield start, stop, rows
 
 
 def window_ranges(
@@ -72,6 +65,18 @@ def window_ranges(
     return ranges(rows, min(rows, fitting))
 
 
+def need_matrix(got: Any) -> None:
+    """Raise a :class:`TrakStoreError` for what is no matrix of scores, or one of no scores."""
+    if not isinstance(got, np.ndarray) and not hasattr(got, "isel"):
+        raise TrakStoreError(
+            f"needed scores of shape (target, train), as Scores, a DataArray or an array of NumPy, got "
+            f"{type(got).__name__}"
+        )
+    if len(got.shape) != 2:
+        raise TrakStoreError(f"scores have the shape (target, train), got {got.shape}")
+    need_some_scores(got)
+
+
 def need_labels(
     scores: Matrix, train_labels: Any, target_labels: Any
 ) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -80,7 +85,7 @@ def need_labels(
     Raises
     ------
     TrakStoreError
-        For labels of other lengths, and for NaN, which is of no class, not even of its own.
+        For what is no matrix of scores, labels of other lengths, or that are NaN.
     """
     need_matrix(scores)
     train, target = np.asarray(train_labels), np.asarray(target_labels)
@@ -89,11 +94,9 @@ def need_labels(
             f"scores of {scores.shape} need labels of these lengths, got {target.shape} of targets "
             f"and {train.shape} of train rows"
         )
-    for side, labels in (("train rows", train), ("targets", target)):
-        if labels.dtype.kind in "fc" and np.isnan(labels).any():
-            raise TrakStoreError(
-                f"labels of {side} hold NaN, which is no class: leave those rows out of the scores"
-            )
+    # NaN is of no class, not even of its own.
+    if any(labels.dtype.kind == "f" and np.isnan(labels).any() for labels in (train, target)):
+        raise TrakStoreError("labels are NaN for some rows: give each a class, or leave it out")
     return train, target
 
 

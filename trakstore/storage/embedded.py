@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import SpecMismatchError
 from trakstore.storage.backends.location import Where
 from trakstore.storage.known_rows import KnownRows, row_digests
 from trakstore.storage.layout import Epoch
@@ -56,7 +55,7 @@ class EmbeddedStore:
     ----------
     where : path, FeatureStore or zarr store, optional
         Place of the store; it refuses features of other weights or data than those that it has. In a
-        temporary folder they replace those before.
+        temporary folder those that are written last replace those before.
     """
 
     def __init__(self, where: Where | FeatureStore | None = None) -> None:
@@ -76,23 +75,27 @@ class EmbeddedStore:
         return find_store(self.where)
 
     def write(self, epoch: Epoch, split: str, write: Callable[..., Any]) -> Split:
-        """Have a split written by a function of the place, and open it."""
-        try:
-            write(self.where)
-        except SpecMismatchError:
-            # In a place that somebody named, other features are somebody's; in a temporary one they are
-            # what the same object computed of other weights, or data, before.
-            if not self._temporary:
-                raise
-            store = open_store(self.where)
-            old = store.split(epoch, split)
-            # Rows that a call which failed left half written are nobody's: it returned none.
-            before = self._rows_of(old) if old.complete else None
-            store.drop(epoch, split)
-            self._known.pop((old.spec.nonce, old.rows), None)
-            write(self.where)
-            self._note_replaced(split, before, open_store(self.where).split(epoch, split))
-        return open_store(self.where).split(epoch, split)
+        """Have a split written by a function of the place, and open it.
+
+        In a temporary folder it is written anew: a split that is there may be of other samples that
+        have the same fingerprint, which is of some of them.
+        """
+        store = self.open() if self._temporary else None
+        replaces = store is not None and split in store.splits_of(epoch)
+        if store is not None and replaces:
+            self._drop(store, store.split(epoch, split))
+        write(self.where)
+        now = open_store(self.where).split(epoch, split)
+        if replaces:
+            self._keep_chunks(now)
+        return now
+
+    def _drop(self, store: FeatureStore, old: Split) -> None:
+        # Rows that a call which failed left half written are nobody's: it returned none.
+        if old.complete:
+            self._replaced.setdefault(old.name, []).append(self._rows_of(old))
+        store.drop(old.epoch, old.name)
+        self._known.pop((old.spec.nonce, old.rows), None)
 
     def _rows_of(self, split: Split) -> KnownRows:
         """Return the rows of a split that is complete; they are read once."""
@@ -101,13 +104,17 @@ class EmbeddedStore:
             self._known[key] = KnownRows.of(split)
         return self._known[key]
 
-    def _note_replaced(self, name: str, before: KnownRows | None, now: Split) -> None:
-        """Remember rows that went, if what came in their place has the same weights."""
-        weights, went = now.spec.checkpoint or "", [] if before is None else [before]
-        known = [one for one in (*self._replaced.pop(name, ()), *went) if one.weights == weights]
-        if known:
-            self._replaced[name] = known
-            log.info("%s at epoch %s now has the last %d rows alone", name, now.epoch, now.rows)
+    def _keep_chunks(self, now: Split) -> None:
+        """Keep of the rows that went those that have the same weights as these, and are others."""
+        same = [
+            one
+            for one in self._replaced.pop(now.name, ())
+            if one.weights == (now.spec.checkpoint or "")
+            and not np.array_equal(one.digests, self._rows_of(now).digests)
+        ]
+        if same:
+            self._replaced[now.name] = same
+            log.info("%s at epoch %s now has the last %d rows alone", now.name, now.epoch, now.rows)
 
     def find(self, name: str, features: NDArray[np.float32]) -> FoundRows:
         """Find what belongs to rows of features of a split.

@@ -57,7 +57,9 @@ def read_root(document: bytes, location: Location) -> tuple[StoreSpec, int]:
         )
     checked = attributes(document, where)[_KIND]
     with error_context(where):
-        fields(checked, {**dict.fromkeys(checked, anything()), "format": whole(1)})
+        # The spec says which fields there may be.
+        named = checked if isinstance(checked, dict) else {}
+        fields(checked, {**dict.fromkeys(named, anything()), "format": whole(1)})
         spec = StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
     return spec, int(checked["format"])
 

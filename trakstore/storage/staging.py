@@ -114,8 +114,14 @@ class StagedSplit:
         for at, path in enumerate(self.files):
             with np.load(path, allow_pickle=False) as kept:
                 inds = kept["inds"]
-                if len(inds) and not (inds.min() >= 0 and inds.max() < self.rows):
-                    raise DamagedError(f"{path} has rows outside of 0..{self.rows - 1}; delete it")
+                if len(inds) and inds.min() < 0:
+                    raise DamagedError(f"{path} has rows below 0; delete it")
+                if len(inds) and inds.max() >= self.rows:
+                    raise SpecMismatchError(
+                        f"{self.split} at epoch {self.epoch} has {inds.max() + 1} samples or more, and "
+                        f"{self.rows} were announced: announce as many as before, or take another name "
+                        f"or folder for fewer"
+                    )
                 file[inds], row[inds], scale[inds] = at, np.arange(len(inds)), kept["scale"]
         return file, row, scale
 

@@ -6,6 +6,7 @@ import shutil
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,25 @@ def where(tmp_path: Path) -> Path:
     return tmp_path / "s.zarr"
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder for a dtype, with a store that has everything and an older copy of it: to be copied."""
+
+    @cache
+    def building(dtype: str) -> Path:
+        folder = tmp_path_factory.mktemp(dtype)
+        corruption.build(folder / "s.zarr", dtype, folder / "older.zarr")
+        return folder
+
+    return building
+
+
 def kinds(where: Path) -> set[tuple[str, int | None]]:
     return {(finding.kind, finding.block) for finding in verify_store(where).findings}
 
 
-def test_a_sound_store(tmp_path: Path) -> None:
-    corruption.build(tmp_path / "s.zarr", "float16")
+def test_a_sound_store(built: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(built("float16"), tmp_path, dirs_exist_ok=True)
     report = verify_store(tmp_path / "s.zarr", workers=3)
     assert report.ok and not report.leftovers
     blocks = [(one.epoch, one.split, one.written_blocks, one.blocks) for one in report.splits]
@@ -58,10 +72,10 @@ def test_a_sound_store(tmp_path: Path) -> None:
     ("flips", "truncations"), [(10, 4), pytest.param(40, 16, marks=pytest.mark.slow)]
 )
 def test_random_damage_is_found_and_never_read_as_numbers(
-    tmp_path: Path, dtype: str, flips: int, truncations: int
+    built: Callable[[str], Path], tmp_path: Path, dtype: str, flips: int, truncations: int
 ) -> None:
+    shutil.copytree(built(dtype), tmp_path, dirs_exist_ok=True)
     where = tmp_path / "s.zarr"
-    corruption.build(where, dtype)
     for damage, count in ((corruption.flip, flips), (corruption.truncate, truncations)):
         for trial in corruption.trials(where, damage, count, dtype):
             assert trial.found, trial
@@ -72,11 +86,11 @@ def test_random_damage_is_found_and_never_read_as_numbers(
 @pytest.mark.parametrize("dtype", corruption.DTYPES)
 @pytest.mark.parametrize("files", [10, pytest.param(40, marks=pytest.mark.slow)])
 def test_what_was_displaced_is_found_and_never_read_as_numbers(
-    tmp_path: Path, dtype: str, files: int
+    built: Callable[[str], Path], tmp_path: Path, dtype: str, files: int
 ) -> None:
     """Sound files that are deleted, swapped, copied, older, or documents that were edited."""
+    shutil.copytree(built(dtype), tmp_path, dirs_exist_ok=True)
     where, older = tmp_path / "s.zarr", tmp_path / "older.zarr"
-    corruption.build(where, dtype, older)
     for trial in corruption.displaced(where, older, files, dtype):
         assert trial.found, trial
         assert trial.wrong == 0, trial

@@ -309,11 +309,11 @@ class Following:
             return _ALONE
         if known.rule is None:
             return LOST
-        marks = [of(tensor) for tensor in call.tensors]
+        kinds = {type(of(tensor)) for tensor in call.tensors}
         try:
-            if any(isinstance(mark, Routed) for mark in marks):
+            if Routed in kinds:
                 return row_by_row(call, known.rule)
-            return LOST if any(isinstance(mark, Places) for mark in marks) else known.rule(call)
+            return LOST if Places in kinds else known.rule(call)
         except (AttributeError, IndexError, TypeError, ValueError):
             # Rules read arguments as people give them. In a call of any other form they fail, and it
             # is as if there were no rule.

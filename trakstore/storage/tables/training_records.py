@@ -84,6 +84,11 @@ class RecordPart(Part):
     number: int
     first_epoch: int
 
+    @property
+    def has_text_ids(self) -> bool:
+        """True where its samples are named by text, and not by integers."""
+        return any(array.name == "sample_id" and array.dtype == "str" for array in self.arrays)
+
 
 def add_part(
     location: Location,
@@ -133,7 +138,7 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
     NotFoundError
         When there are none.
     """
-    parts = read_parts(location, layout.dynamics_path(split), read_record)
+    parts = stored_parts(location, split)
     if not parts:
         near = did_you_mean(split, table_names(location, layout.DYNAMICS))
         raise NotFoundError(
@@ -143,10 +148,9 @@ def record_parts(location: Location, split: str) -> list[RecordPart]:
     return sorted(parts, key=lambda one: (one.first_epoch, one.run.sort_key, one.number))
 
 
-def earlier_runs(location: Location, split: str) -> list[TrainingRun]:
-    """Return the runs that have stored something, of all ranks, the earliest first."""
-    parts = read_parts(location, layout.dynamics_path(split), read_record)
-    return sorted({part.run for part in parts}, key=lambda run: run.sort_key)
+def stored_parts(location: Location, split: str) -> list[RecordPart]:
+    """Return the parts that are there, of all ranks, in no order."""
+    return read_parts(location, layout.dynamics_path(split), read_record)
 
 
 _RUN = {

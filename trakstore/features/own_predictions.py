@@ -1,0 +1,126 @@
+"""Predictions of the samples of a batch, as each of them has them alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trakstore.features.apart import Contacts
+from trakstore.features.axes import Axis, Following
+from trakstore.features.gradients import FAILURES, batch_size, cut
+from trakstore.features.outputs import ModelOutput, RowOutputs
+from trakstore.features.outputs.predicted_classes import PredictsClasses
+from trakstore.features.plain import copied
+from trakstore.features.quantised import hidden_products
+from trakstore.features.recording import Recorder
+from trakstore.features.sharding import WHOLE, Sharding
+
+__all__ = ["OwnPredictions"]
+
+_NEAR = 1e-3  # relative to the largest logit of a sample: what rounding explains
+_SHORTCUTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+@dataclass
+class OwnPredictions:
+    """Predictions of samples that may see one another in a batch.
+
+    Attributes
+    ----------
+    model : nn.Module
+    output : PredictsClasses
+        Output that says what is predicted.
+    sharding : Sharding
+        Spread of the model over ranks.
+    """
+
+    model: nn.Module
+    output: PredictsClasses
+    sharding: Sharding = WHOLE
+    _kept: frozenset[int] = field(init=False)
+    _products: tuple[nn.Module, ...] = field(init=False)
+    _takes_shortcuts: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = (one for same in self.sharding.groups(self.model) for one in same)
+        self._kept = frozenset(id(one) for one in (*parameters, *self.model.buffers()))
+        self._products = tuple(hidden_products(self.model))
+        # torch's own attention rounds in another way where it is watched than where it is not.
+        modules = self.model.modules()
+        self._takes_shortcuts = any(isinstance(one, _SHORTCUTS) for one in modules)
+
+    @torch.no_grad()
+    def of(self, batch: Any, counted: Tensor) -> Tensor:
+        """Compute the logits of a batch, ``(samples, positions, classes)``.
+
+        Parameters
+        ----------
+        batch : tree of Tensor
+        counted : Tensor, bool, shape (samples, positions)
+            Positions whose logits count.
+        """
+        logits, doubtful = self._together(batch)
+        changed = {}
+        for sample in doubtful:
+            alone = self.output.predicted(self.model, copied(cut(batch, sample, sample + 1)))[0]
+            asked = counted[sample]
+            # What differs by rounding alone stays as it is, for any form of the model.
+            if not _alike(logits[sample][asked], alone[asked]):
+                changed[sample] = alone
+        if not changed:
+            return logits
+        return torch.stack([changed.get(at, own) for at, own in enumerate(logits)])
+
+    def _together(self, batch: Any) -> tuple[Tensor, list[int]]:
+        """Return logits by one pass, and the samples that alone may have others."""
+        size = batch_size(batch)
+        if size == 1:
+            return self.output.predicted(self.model, copied(batch)), []
+        following = Following(size, self._kept)
+        recorder = Recorder({}, _unchanged, following, self._products, self.sharding)
+        try:
+            logits = recorder.outputs(_Predictions(self.output), self.model, batch).output
+            placed = isinstance(following.of(logits), Axis)
+            if self._takes_shortcuts:
+                logits = self.output.predicted(self.model, copied(batch))
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES:  # of what a model cannot do while it is watched; else it comes up again
+            return self.output.predicted(self.model, copied(batch)), [*range(size)]
+        contacts = Contacts.of(following, ())
+        # Without gradients there is no other trace of what scripts do out of sight.
+        scripted = any(isinstance(one, torch.jit.ScriptModule) for one in self.model.modules())
+        if contacts.mixed or scripted or not placed:
+            return logits, [*range(size)]
+        if not contacts.decided:
+            return logits, []
+        # Samples that alone would have given the same answers to all of the model's questions went
+        # the same ways through it.
+        return logits, torch.stack(contacts.decided).any(0).nonzero()[:, 0].tolist()
+
+
+class _Predictions(ModelOutput):
+    """All logits of a model, as a watched pass takes them."""
+
+    name = "predictions"
+
+    def __init__(self, output: PredictsClasses) -> None:
+        self._output = output
+
+    def __call__(self, model: Any, batch: Any) -> RowOutputs:
+        logits = self._output.predicted(model, batch)
+        return RowOutputs(logits, logits, logits)
+
+
+def _unchanged(_key: Any, _layer: Any, _call: Any, output: Tensor, _mark: Any) -> Tensor:
+    return output
+
+
+def _alike(logits: Tensor, alone: Tensor) -> bool:
+    if logits.shape != alone.shape:
+        return False
+    near = _NEAR * float(alone.abs().nan_to_num(0, 0, 0).max()) if alone.numel() else 0.0
+    return torch.allclose(logits, alone, _NEAR, near, equal_nan=True)
