@@ -239,6 +239,10 @@ def test_a_crash_in_the_middle_leaves_no_hook(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "s.zarr", ignore_errors=True)
 
 
+def turned(x: Tensor) -> Tensor:
+    return x.flip(0)
+
+
 class Mixed(nn.Module):
     """A layer whose samples are not where, or what, they would be alone."""
 
@@ -247,6 +251,7 @@ class Mixed(nn.Module):
         torch.manual_seed(0)
         self.first, self.layer, self.head = nn.Linear(64, 6), nn.Linear(6, 5), nn.Linear(5, 4)
         self.way, self.passes = way, 0
+        self.turned: Any = torch.jit.script(turned) if way == "scripted" else None
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
@@ -258,16 +263,31 @@ class Mixed(nn.Module):
             return self.head(self.layer(h.flip(0)).flip(0))
         if self.way == "centred":
             h = h - 0.5 * h.mean(0)
-        if self.way == "asked" and bool((h[:, 0] > 0.3).any()):
-            h = 0.5 * h
+        if self.way.startswith("asked") and bool((h[:, 0] > 0.3).any()):
+            h = (1 if self.way == "asked in vain" else 0.5) * h
+        if self.way == "scripted":
+            h = h + self.turned(h.detach())
         if self.way == "out of sight":
             h = h + torch.from_numpy(h.detach().numpy()[::-1].copy())
         out: Tensor = self.head(self.layer(h))
         return out
 
 
-@pytest.mark.parametrize("way", ["sorted", "reversed", "centred", "asked", "out of sight", "plain"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "sorted",
+        "reversed",
+        "centred",
+        "asked",
+        "asked in vain",
+        "out of sight",
+        "scripted",
+        "plain",
+    ],
+)
 @pytest.mark.parametrize("name", ["layer", "layer.input"])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_activations_are_those_of_each_sample_alone(way: str, name: str) -> None:
     model, samples = Mixed(way).eval(), Images(12)
     named = NamedActivations(model, as_output("margin"), name)
@@ -278,8 +298,9 @@ def test_activations_are_those_of_each_sample_alone(way: str, name: str) -> None
         named.of((x[None], y[None]))[f"activations.{name}"] for x, y in zip(*batch, strict=True)
     ]
     torch.testing.assert_close(rows, torch.cat(alone), rtol=1e-5, atol=1e-6)
-    # Samples that are surely in their places take one pass.
-    assert passes == (1 if way == "plain" else 13) and model.passes == 12
+    # Samples that are surely in their places take one pass, and one sample is compared.
+    assert passes == {"plain": 2, "asked": 14, "asked in vain": 3, "scripted": 14}.get(way, 13)
+    assert model.passes == 12
 
 
 def test_a_model_that_cannot_be_watched_is_asked_for_each_sample() -> None:
@@ -293,6 +314,18 @@ def test_a_model_that_cannot_be_watched_is_asked_for_each_sample() -> None:
     rows = NamedActivations(model, as_output("margin"), "layer").of((samples.x, samples.y))
     wanted = torch.cat([model.layer(model.first(x[None])) for x in samples.x])
     torch.testing.assert_close(rows["activations.layer"], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_activations_of_scripted_modules_are_refused() -> None:
+    class Scripted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.jit.script(nn.Linear(64, 4))
+
+    for name in ("inner", "inner.input"):
+        with pytest.raises(TrakStoreError, match="inner is a module of TorchScript"):
+            NamedActivations(Scripted(), as_output("margin"), name)
 
 
 def test_complex_activations_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 import trakstore as ts
 from trakstore.errors import TrakStoreError
 from trakstore.features import featurize
+from trakstore.features.batches import Batches
 
 IDENTITY = ts.ProjectionSpec("identity")
 Batch = list[tuple[Tensor, int]]
@@ -76,6 +78,38 @@ def test_padding_collators_are_taken(tmp_path, collate: Callable[[Batch], Any], 
         alone = ts.open_store(tmp_path / f"{row}.zarr").features(0, "train").values
         np.testing.assert_allclose(split.column("features").read(row, row + 1), alone, atol=1e-6)
     assert split.column("label").read(0, 20).tolist() == [label for _, label in data]
+
+
+def popped(batch: list[dict[str, Any]]) -> Any:
+    """Take labels and words out of the samples, and put a first word before each."""
+    labels = torch.tensor([one.pop("label") for one in batch])
+    ids = [torch.cat([torch.zeros(1, dtype=torch.long), one.pop("ids")]) for one in batch]
+    lengths = torch.tensor([len(one) for one in ids])
+    padding = lengths.max() - lengths
+    return {"ids": pad_sequence(ids, batch_first=True), "padding": padding, "labels": labels}
+
+
+def test_collators_may_change_samples_and_tell_of_padding() -> None:
+    made = [{"ids": ids, "label": label} for ids, label in samples(7)]
+    batch = Batches(made, torch.device("cpu"), popped).read(0, 7)
+    assert batch["labels"].tolist() == [label for _, label in samples(7)]
+    assert batch["padding"].min() == 0 < batch["padding"].max()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.bfloat16, torch.float8_e4m3fn, torch.complex64]
+)
+def test_batches_of_any_dtype_are_compared(dtype: torch.dtype) -> None:
+    data = [(torch.arange(6).to(dtype), 0), ((5 - torch.arange(6)).to(dtype), 1)]
+    both = Batches(data, torch.device("cpu"), lambda some: [torch.stack(c) for c in _columns(some)])
+    assert both.read(0, 2)[0].dtype == dtype
+    turned = replace(both, collate=lambda some: [torch.stack(c) for c in _columns(some[::-1])])
+    with pytest.raises(TrakStoreError, match="something else, than alone"):
+        turned.read(0, 2)
+
+
+def _columns(some: list[Any]) -> list[list[Tensor]]:
+    return [[one for one, _ in some], [torch.tensor(label) for _, label in some]]
 
 
 def of_lengths(batch: Batch) -> Any:

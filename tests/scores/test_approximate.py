@@ -202,6 +202,21 @@ def test_several_epochs(tmp_path):
         ts.approximate_top_k(some.isel(target=[0]), 3, index=index, candidates=30)
 
 
+def test_a_recall_is_of_the_codes_that_it_was_measured_on(tmp_path):
+    store = make(tmp_path / "s.zarr", epochs=(0, 1))
+    both, one = ts.trak_scores(store), ts.trak_scores(store, epochs=0)
+    ts.build_index(both)
+    ts.build_index(one)
+    assert told(both) == told(one) == 1
+    store.drop(1, "train")
+    x, ids = features(ROWS, 7), [f"train{i}" for i in range(ROWS)]
+    store.write_split(1, "train", x, out_to_loss=np.ones(ROWS, np.float32), ids=ids)
+    ts.build_index(ts.trak_scores(store, epochs=1), checked=0)
+    assert np.isnan(told(ts.trak_scores(store))) and told(ts.trak_scores(store, epochs=0)) == 1
+    ts.build_index(ts.trak_scores(store))
+    assert told(ts.trak_scores(store)) == 1
+
+
 def test_an_epoch_more_codes_its_rows_alone(tmp_path, monkeypatch):
     store = make(tmp_path / "s.zarr", epochs=(0,))
     ts.build_index(ts.trak_scores(store))

@@ -101,6 +101,7 @@ def assert_equal(one: ts.TrainIndex, other: ts.TrainIndex) -> None:
         ({"checked": "all", "seed": 1}, TrakStoreError),
         ({"seed": -1}, TrakStoreError),
         ({"seed": None}, TrakStoreError),
+        ({"seed": 2**63}, TrakStoreError),
         ({"memory_limit": "20kB", "seed": 1}, MemoryLimitError),
     ],
 )

@@ -25,6 +25,8 @@ from trakstore.storage import layout
 __all__ = ["NamedActivations"]
 
 _INPUT = ".input"
+# Relative difference of a row that rounding explains: this, or so many times that of a single number.
+_ROUNDING, _STEPS = 1e-3, 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class NamedActivations:
     output: ModelOutput
     layers: str | Sequence[str] = ()
     _modules: dict[str, tuple[nn.Module, bool]] = field(init=False, repr=False)
+    _drawn: list[int] = field(default_factory=lambda: [0], init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
@@ -77,10 +80,32 @@ class NamedActivations:
             return {}
         size = batch_size(batch)
         together = self._passed(batch, size)
-        if all(one.in_order for one in together.values()):
+        if all(one.in_order for one in together.values()) and self._are_apart(
+            batch, size, together
+        ):
             return {name: one.rows for name, one in together.items()}
         parts = [self._passed(cut(batch, at, at + 1), 1) for at in range(size)]
         return {name: torch.cat([part[name].rows for part in parts]) for name in self.columns}
+
+    def _are_apart(self, batch: Any, size: int, together: dict[str, _Seen]) -> bool:
+        """Compare some of the samples with themselves alone.
+
+        Those are, of each question that the model asked of all samples at once, one that alone would
+        have given another answer, as it may have gone another way then; and one that is drawn, since
+        what scripts mix is out of sight.
+        """
+        if size == 1:
+            return True
+        self._drawn[0] += 1
+        chosen = {int(self._drawn[0] * 0.6180339887498949 % 1 * size)}
+        for others in {id(one): one for seen in together.values() for one in seen.asked}.values():
+            chosen |= set(others.nonzero()[:1, 0].tolist())
+        for at in sorted(chosen):
+            alone = self._passed(cut(batch, at, at + 1), 1)
+            pairs = ((one, alone[name].rows[0]) for name, one in together.items())
+            if not all(_alike(one.rows[at], row, one.precision) for one, row in pairs):
+                return False
+        return True
 
     def _passed(self, batch: Any, size: int) -> dict[str, _Seen]:
         """Compute activations of a batch by one pass, in which the samples are followed."""
@@ -110,17 +135,26 @@ class NamedActivations:
 
 
 class _Call(NamedTuple):
-    """Copy of the first tensor of a module's call, and whether each sample is surely in its place."""
+    """Copy of the first tensor of a module's call, and whether each sample is surely in its place.
+
+    Of each question that the model asked of all samples before, those that would differ alone.
+    """
 
     first: Tensor | None
     in_order: bool
+    asked: tuple[Tensor, ...] = ()
 
 
 class _Seen(NamedTuple):
-    """Activations of a batch, shape (batch, width), and whether each is surely that of its sample."""
+    """Activations of a batch, shape (batch, width), and whether each is surely that of its sample.
+
+    They are float32, and were computed with some relative precision.
+    """
 
     rows: Tensor
     in_order: bool
+    precision: float
+    asked: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, name: str, calls: list[_Call], size: int) -> _Seen:
@@ -130,7 +164,7 @@ class _Seen(NamedTuple):
                 f"{name} was computed {len(calls)} times in a forward pass; name a layer that is used "
                 f"once"
             )
-        ((first, in_order),) = calls
+        ((first, in_order, asked),) = calls
         if first is None or first.ndim == 0 or len(first) != size:
             got = None if first is None else tuple(first.shape)
             raise TrakStoreError(
@@ -141,22 +175,35 @@ class _Seen(NamedTuple):
             raise TrakStoreError(
                 f"{name} gives complex numbers; activations are real: name another layer"
             )
-        return cls(first.reshape(size, -1).to(torch.float32), in_order or size == 1)
+        precision = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+        return cls(
+            first.reshape(size, -1).to(torch.float32), in_order or size == 1, precision, asked
+        )
 
 
 def _module(name: str, known: dict[str, nn.Module]) -> tuple[nn.Module, bool]:
     """Return the module of that name, and whether its input is meant."""
     layout.check_name(f"{layout.ACTIVATIONS}{name}", "layer's column")
     if name and name in known:
+        _need_hooks(name, known[name])
         return known[name], False
     owner = name.removesuffix(
         _INPUT
     )  # a module may be called "input" itself: it was looked up first
     if owner != name and owner in known:
+        _need_hooks(owner, known[owner])
         return known[owner], True
     raise NotFoundError(
         f"the model has no module {name!r}{did_you_mean(name, filter(None, known))}"
     )
+
+
+def _need_hooks(name: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TrakStoreError(
+            f"{name} is a module of TorchScript, which does not say what it gives; name a layer that "
+            f"holds it"
+        )
 
 
 def _keep(module: nn.Module, note: Callable[[Any], None], before: bool) -> Any:
@@ -169,16 +216,19 @@ def _keep(module: nn.Module, note: Callable[[Any], None], before: bool) -> Any:
 
 def _note(into: list[_Call], following: Following | None, tensors: Any) -> None:
     first = next((one for one in tree.tree_leaves(tensors) if isinstance(one, Tensor)), None)
-    in_order = first is not None and following is not None and _is_in_order(first, following)
     # A copy, since the next layer may change the tensor itself in place.
-    into.append(_Call(None if first is None else first.detach().clone(), in_order))
+    kept = None if first is None else first.detach().clone()
+    if first is None or following is None:
+        into.append(_Call(kept, in_order=False))
+        return
+    in_order = not following.mixed and following.of(first) == Axis(0)
+    into.append(_Call(kept, in_order, tuple(following.decided)))
 
 
-def _is_in_order(tensor: Tensor, following: Following) -> bool:
-    # What the model asked of all samples at once up to here may have sent some another way than alone.
-    asked = (*following.decided, *following.told)
-    apart = not following.mixed and not any(bool(others.any()) for others in asked)
-    return apart and following.of(tensor) == Axis(0)
+def _alike(row: Tensor, alone: Tensor, precision: float) -> bool:
+    """Tell whether a row is that of its sample alone, but for rounding on the way."""
+    apart, size = (row - alone).norm(), alone.norm()
+    return not bool(apart > max(_ROUNDING, _STEPS * precision) * size)
 
 
 def _unasked(*_: Any) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -19,30 +20,36 @@ _ROUNDING = 1e-4  # share of a batch's largest number that sums in another order
 def out_of_place(make: Callable[[list[Any]], Any], samples: list[Any], batch: Any) -> str:
     """Say what a collator makes of samples beside others; nothing where each has its own row.
 
-    In reverse order, samples must make the same rows in reverse: those that are sorted do not, or that
-    have another's label. And the longest and the shortest sample must have by itself what it has in
-    the batch, or less where it is padded there.
+    In another order, samples must make the same rows in that order: those that are sorted do not, or
+    that have another's label. And the longest sample must have by itself what it has in the batch; the
+    shortest, which may be padded there, no more.
 
     Parameters
     ----------
     make : callable
-        Makes a batch, a tree of tensors with a row for each sample, of samples.
+        Makes a batch, a tree of tensors with a row for each sample, of samples, which it may change.
     samples : list
-        At least one.
+        At least one; they stay as they are.
     batch : tree of Tensor
         The batch of all.
     """
-    if len(samples) < 2:
+    count = len(samples)
+    if count < 2:
         return ""
-    back = tree.tree_map(lambda leaf: leaf.flip(0), make(samples[::-1]))
+
+    def made(some: Sequence[int]) -> Any:
+        return make([copied_sample(samples[at]) for at in some])
+
+    # Neither a batch that is turned round nor one that is moved on by some samples goes with this.
+    order = [-at % count for at in range(count)] if count > 2 else [1, 0]
+    back = tree.tree_map(lambda leaf: leaf[order], made(order))
     if not _all_same(batch, back):
         return "gives them other rows when they come in another order"
     sizes = [_size(one) for one in samples]
-    for at in {int(np.argmax(sizes)), int(np.argmin(sizes))}:
-        alone = make([samples[at]])
-        own = tree.tree_map(lambda leaf, at=at: leaf[at : at + 1], batch)
-        if _is_less(own, alone):
-            return "gives one of them less, or something else, than alone"
+    longest, shortest = int(np.argmax(sizes)), int(np.argmin(sizes))
+    row = tree.tree_map(lambda leaf: leaf[longest : longest + 1], batch)
+    if not _all_same(row, made([longest])) or _is_cut(batch, made([shortest])):
+        return "gives one of them less, or something else, than alone"
     return ""
 
 
@@ -70,7 +77,7 @@ def copied_sample(sample: Any) -> Any:
     def copied(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return leaf.clone()
-        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+        return copy(leaf) if isinstance(leaf, np.ndarray | MutableMapping) else leaf
 
     return tree.tree_map(copied, sample)
 
@@ -92,18 +99,14 @@ def _all_same(one: Any, other: Any) -> bool:
     return len(leaves) == len(others) and all(map(_same, leaves, others))
 
 
-def _is_less(own: Any, alone: Any) -> bool:
-    """Tell whether a sample's row of a batch lacks something of the row that it makes alone."""
-    leaves, others = tree.tree_leaves(own), tree.tree_leaves(alone)
-    if len(leaves) != len(others):
-        return True
-    for row, other in zip(leaves, others, strict=True):
-        longer = [a > b for a, b in zip(other.shape, row.shape, strict=False)]
-        if row.ndim != other.ndim or any(longer):
-            return True
-        if row.shape == other.shape and not _same(row, other):
-            return True
-    return False
+def _is_cut(batch: Any, alone: Any) -> bool:
+    """Tell whether samples in a batch have less room than one that is alone."""
+    leaves, others = tree.tree_leaves(batch), tree.tree_leaves(alone)
+    return len(leaves) != len(others) or any(
+        len(one.shape) != len(other.shape)
+        or any(b > a for a, b in zip(one.shape[1:], other.shape[1:], strict=True))
+        for one, other in zip(leaves, others, strict=True)
+    )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -111,5 +114,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
         return False
     if not one.is_floating_point() or not one.numel():
         return torch.equal(one, other)
+    one, other = one.double(), other.double()
     most = float(one.abs().nan_to_num(0, 0, 0).max())
     return torch.allclose(one, other, rtol=0, atol=_ROUNDING * most, equal_nan=True)

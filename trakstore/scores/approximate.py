@@ -18,7 +18,7 @@ from trakstore.scores.train_index import TrainIndex, open_index, usual_candidate
 from trakstore.scores.window_plans import WindowPlan, tile_bytes
 from trakstore.storage.tables.index_documents import Recall
 
-_UNKNOWN = Recall("", "", (), (), 0, 0, 0, float("nan"))
+_UNKNOWN = Recall("", "", (), (), "", 0, 0, 0, float("nan"))
 
 
 def approximate_top_k(

@@ -123,14 +123,15 @@ def build_index(
     need_train_rows(scores)
     need_compiler()
     k = as_whole(k, "k", 1, max(_ENTRIES, scores.shape[1]))
-    checked, seed = as_whole(checked, "checked", 0), as_whole(seed, "seed", 0)
+    checked, seed = as_whole(checked, "checked", 0), as_whole(seed, "seed", 0, 2**63 - 1)
     anew = as_flag(anew, "anew")
     every, limit = indexed_rows(scores), memory_budget(memory_limit)
     if checked:
         few = scores.isel(target=slice(0, checked))
         plan_top_k(few.sizes, min(k, scores.shape[1]), None, memory_limit)
     with ExitStack() as claims:
-        for rows in every:
+        # In one order for all builds: of two that meet, one goes on.
+        for rows in sorted(every, key=lambda one: one.path):
             claims.enter_context(claimed(rows.location, rows.path, "index"))
         begun = _stored_or_new(every, seed, limit, anew=anew)
         index = _coded(begun, limit)

@@ -16,7 +16,7 @@ from trakstore.scores.top_k import plan_top_k, top_k
 from trakstore.scores.train_index import TrainIndex, usual_candidates
 from trakstore.storage import layout
 from trakstore.storage.stored import StoredColumn
-from trakstore.storage.tables.index_documents import IndexDocument, Recall
+from trakstore.storage.tables.index_documents import IndexDocument, Recall, codes_digest
 
 MEASURED_ORDER: Order = "largest"
 # λ follows the rows: some that are masked or appended change it by about their share.
@@ -43,13 +43,15 @@ def measured(
     few, k = scores.isel(target=chosen), min(k, columns)
     count = usual_candidates(k, columns)
     of_these = [one for one in document.recalls if _is_of(one, scores)]
+    current = [one for one in of_these if one in index.recalls]
     # Where all rows are candidates the recall is 1, which tells nothing of the codes.
-    if count == columns and any(one.candidates < columns for one in of_these):
+    if count == columns and any(one.candidates < columns for one in current):
         return document
     exact = top_k(few, k, memory_limit=memory_limit)
     own, positions = _listed(index, few, k, count, memory_limit)
     share = _share(exact["score"].values, exact["position"].values, own, positions)
-    made = Recall(*_kind_of(scores), _dampings(scores), k, count, len(chosen), share)
+    codes = codes_digest(part.document for part in index.parts)
+    made = Recall(*_kind_of(scores), _dampings(scores), codes, k, count, len(chosen), share)
     others = tuple(one for one in document.recalls if one not in of_these)
     return replace(document, recalls=(*others, made))
 

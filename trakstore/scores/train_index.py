@@ -23,7 +23,12 @@ from trakstore.scores.row_codes import Coder, Codes, estimates, need_compiler
 from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys
 from trakstore.storage.eight_bits import dequantised
 from trakstore.storage.row_reads import read_single_rows
-from trakstore.storage.tables.index_documents import IndexDocument, Recall, read_index
+from trakstore.storage.tables.index_documents import (
+    IndexDocument,
+    Recall,
+    codes_digest,
+    read_index,
+)
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.table_array import READ_AT_ONCE
 
@@ -120,8 +125,9 @@ class TrainIndex:
     @property
     def recalls(self) -> tuple[Recall, ...]:
         """Recalls that were measured, one for each kind of scores of these epochs."""
-        epochs = tuple(one.document.epoch for one in self.parts)
-        return tuple(one for one in self.parts[0].document.recalls if one.epochs == epochs)
+        documents = [one.document for one in self.parts]
+        own = tuple(one.epoch for one in documents), codes_digest(documents)
+        return tuple(one for one in documents[0].recalls if (one.epochs, one.codes) == own)
 
     @property
     def nbytes(self) -> int:
@@ -213,7 +219,7 @@ def need_index_memory(
     sizes = sum(one.chunk_count * one.form.size for one in every)
     # The chunks of an array that are on their way, and the estimates and scales of one target.
     ahead = max(min(READ_AT_ONCE, one.chunk_count) * one.form.size for one in every)
-    fixed = ahead + 16 * each[0][0].rows
+    fixed = ahead + 64 * each[0][0].rows
     fit_slots(1, 1, fixed, sizes, limit, "the index in memory")
 
 

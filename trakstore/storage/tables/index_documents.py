@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,6 +44,8 @@ class Recall:
     epochs : tuple of str
     dampings : tuple of (float or None)
         λ of the kernel of each epoch; None without one.
+    codes : str
+        Digest of what the codes of each epoch are of, see :func:`codes_digest`.
     k, candidates, checked : int
         Entries of the lists, candidates of each, and number of targets.
     recall : float
@@ -51,6 +55,7 @@ class Recall:
     scaling: str
     epochs: tuple[str, ...]
     dampings: tuple[float | None, ...]
+    codes: str
     k: int
     candidates: int
     checked: int
@@ -66,7 +71,7 @@ class Recall:
 
 
 _RECALL_FIELDS = {
-    **dict.fromkeys(("method", "scaling"), text()),
+    **dict.fromkeys(("method", "scaling", "codes"), text()),
     "epochs": each(text()),
     "dampings": each(optional(number())),
     **dict.fromkeys(("k", "candidates", "checked"), whole(1)),
@@ -153,6 +158,12 @@ _FIELDS = {
     **dict.fromkeys(("rows", "dim", "first_rows"), whole(1)),
     "recalls": each(made_by(Recall.read, "a recall")),
 }
+
+
+def codes_digest(documents: Iterable[IndexDocument]) -> str:
+    """Return the SHA-256 of what the codes of some epochs are of: recalls of others are not theirs."""
+    each = [[one.nonce, one.rows, one.seed, one.first_rows, one.blocks] for one in documents]
+    return hashlib.sha256(json.dumps(each).encode()).hexdigest()
 
 
 def code_bytes(dim: int) -> int:
