@@ -29,7 +29,7 @@ _INPUT = ".input"
 _ROUNDING, _STEPS = 1e-3, 16
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class NamedActivations:
     """The activations of some modules of a model, each sample's as one row.
 
@@ -52,13 +52,16 @@ class NamedActivations:
     output: ModelOutput
     layers: str | Sequence[str] = ()
     _modules: dict[str, tuple[nn.Module, bool]] = field(init=False, repr=False)
-    _drawn: list[int] = field(default_factory=lambda: [0], init=False, repr=False)
+    _mixed: bool = field(init=False, repr=False)
+    _drawn: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
         known = {canonical_name(name): module for name, module in self.model.named_modules()}
-        modules = {f"{layout.ACTIVATIONS}{name}": _module(name, known) for name in names}
-        object.__setattr__(self, "_modules", modules)
+        self._modules = {f"{layout.ACTIVATIONS}{name}": _module(name, known) for name in names}
+        # Of scripts nothing is seen.
+        scripted = (isinstance(one, torch.jit.ScriptModule) for one in self.model.modules())
+        self._mixed = any(scripted)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -79,11 +82,13 @@ class NamedActivations:
         if not self._modules:
             return {}
         size = batch_size(batch)
-        together = self._passed(batch, size)
-        if all(one.in_order for one in together.values()) and self._are_apart(
-            batch, size, together
-        ):
-            return {name: one.rows for name, one in together.items()}
+        if not self._mixed:
+            together = self._passed(batch, size)
+            if all(one.in_order for one in together.values()):
+                # What is mixed out of sight may be so in any batch from here on.
+                self._mixed = not self._are_apart(batch, size, together)
+                if not self._mixed:
+                    return {name: one.rows for name, one in together.items()}
         parts = [self._passed(cut(batch, at, at + 1), 1) for at in range(size)]
         return {name: torch.cat([part[name].rows for part in parts]) for name in self.columns}
 
@@ -96,8 +101,8 @@ class NamedActivations:
         """
         if size == 1:
             return True
-        self._drawn[0] += 1
-        chosen = {int(self._drawn[0] * 0.6180339887498949 % 1 * size)}
+        self._drawn += 1
+        chosen = {int(self._drawn * 0.6180339887498949 % 1 * size)}
         for others in {id(one): one for seen in together.values() for one in seen.asked}.values():
             chosen |= set(others.nonzero()[:1, 0].tolist())
         for at in sorted(chosen):
