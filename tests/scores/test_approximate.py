@@ -217,6 +217,15 @@ def test_a_recall_is_of_the_codes_that_it_was_measured_on(tmp_path):
     assert told(ts.trak_scores(store)) == 1
 
 
+def test_a_recall_is_of_the_weights_of_epochs(tmp_path):
+    store = make(tmp_path / "s.zarr", epochs=(0, 1))
+    first, last = ({0: 1.0, 1: 1e-9}, {0: 1e-9, 1: 1.0})
+    ts.build_index(ts.tracin_scores(store, learning_rates=first))
+    assert told(ts.tracin_scores(store, learning_rates=first)) == 1
+    assert told(ts.tracin_scores(store, learning_rates={0: 2.0, 1: 2e-9})) == 1
+    assert np.isnan(told(ts.tracin_scores(store, learning_rates=last)))
+
+
 def test_an_epoch_more_codes_its_rows_alone(tmp_path, monkeypatch):
     store = make(tmp_path / "s.zarr", epochs=(0,))
     ts.build_index(ts.trak_scores(store))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,9 @@ class Batches:
         Whether ``collate`` is given those columns alone, as by the ``Trainer`` of transformers.
     ids : ndarray or None
         Names of the samples, for messages.
-    copies : bool
-        Whether the data set writes samples over those that it gave before, which are copied then.
+    one_reads : lock, optional
+        Where the data set writes samples over those that it gave before: one thread reads, and copies,
+        at a time.
     """
 
     dataset: Any
@@ -68,7 +70,7 @@ class Batches:
     columns: SampleColumns | None = None
     as_trainer: bool = False
     ids: NDArray[Any] | None = None
-    copies: bool = False
+    one_reads: AbstractContextManager[Any] | None = None
 
     @classmethod
     def of(
@@ -90,8 +92,10 @@ class Batches:
         """
         columns = SampleColumns.of(model, output)
         own = _of_trainer(collate)
-        copies = reuses_memory(lambda at: read_sample(dataset, at, ids), len(dataset))
-        whole = cls(dataset, device, collate, columns, ids=ids, copies=copies)
+        reused = reuses_memory(lambda at: read_sample(dataset, at, ids), len(dataset))
+        whole = cls(
+            *(dataset, device, collate, columns), ids=ids, one_reads=Lock() if reused else None
+        )
         if type(own).__name__ == _FLATTENING:
             log.info("samples are padded, one a row, in place of %s's one row of all", _FLATTENING)
             return replace(whole, collate=pad_tokens, as_trainer=True)
@@ -226,8 +230,10 @@ class Batches:
         )
 
     def _sample(self, index: int) -> Any:
-        sample = read_sample(self.dataset, index, self.ids)
-        return copied_sample(sample) if self.copies else sample
+        if self.one_reads is None:
+            return read_sample(self.dataset, index, self.ids)
+        with self.one_reads:
+            return copied_sample(read_sample(self.dataset, index, self.ids))
 
     def unlike_first(self, rows: Sequence[int]) -> str:
         """Say which of some samples is the first of another form than the data set's first one.

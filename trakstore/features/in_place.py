@@ -21,8 +21,8 @@ def out_of_place(make: Callable[[list[Any]], Any], samples: list[Any], batch: An
     """Say what a collator makes of samples beside others; nothing where each has its own row.
 
     In another order, samples must make the same rows in that order: those that are sorted do not, or
-    that have another's label. And the longest sample must have by itself what it has in the batch; the
-    shortest, which may be padded there, no more.
+    that have another's label. And the longest and the shortest must have no more by themselves than in
+    the batch, and the same where they are not padded there.
 
     Parameters
     ----------
@@ -46,15 +46,15 @@ def out_of_place(make: Callable[[list[Any]], Any], samples: list[Any], batch: An
     if not _all_same(batch, back):
         return "gives them other rows when they come in another order"
     sizes = [_size(one) for one in samples]
-    longest, shortest = int(np.argmax(sizes)), int(np.argmin(sizes))
-    row = tree.tree_map(lambda leaf: leaf[longest : longest + 1], batch)
-    if not _all_same(row, made([longest])) or _is_cut(batch, made([shortest])):
-        return "gives one of them less, or something else, than alone"
+    for at in {int(np.argmax(sizes)), int(np.argmin(sizes))}:
+        row = tree.tree_map(lambda leaf, at=at: leaf[at : at + 1], batch)
+        if _is_other(row, made([at])):
+            return "gives one of them less, or something else, than alone"
     return ""
 
 
 def reuses_memory(read: Callable[[int], Any], count: int) -> bool:
-    """Tell whether a data set writes a sample over one that it gave before, by the first few.
+    """Tell whether a data set may write a sample over one that it gave before, by the first few.
 
     Parameters
     ----------
@@ -64,11 +64,12 @@ def reuses_memory(read: Callable[[int], Any], count: int) -> bool:
         Samples of the data set.
     """
     first = read(0)
-    before = copied_sample(first)
+    before, places = _leaves(copied_sample(first)), _places(first)
     for at in range(1, min(_FEW, count)):
-        read(at)
-    leaves, others = tree.tree_leaves(first), tree.tree_leaves(before)
-    return len(leaves) != len(others) or not all(map(_unchanged, leaves, others))
+        if places & _places(read(at)):
+            return True
+    leaves = _leaves(first)
+    return len(leaves) != len(before) or not all(map(_unchanged, leaves, before))
 
 
 def copied_sample(sample: Any) -> Any:
@@ -77,9 +78,30 @@ def copied_sample(sample: Any) -> Any:
     def copied(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return leaf.clone()
-        return copy(leaf) if isinstance(leaf, np.ndarray | MutableMapping) else leaf
+        made = copy(leaf) if isinstance(leaf, np.ndarray | MutableMapping) else leaf
+        if isinstance(made, MutableMapping):
+            for name, value in leaf.items():
+                made[name] = copied_sample(value)
+        return made
 
     return tree.tree_map(copied, sample)
+
+
+def _leaves(sample: Any) -> list[Any]:
+    """Return the leaves of a sample, also of mappings of any class."""
+    leaves = tree.tree_leaves(sample)
+    if not any(isinstance(leaf, MutableMapping) for leaf in leaves):
+        return leaves
+    plain = [dict(leaf) if isinstance(leaf, MutableMapping) else leaf for leaf in leaves]
+    return _leaves(plain)
+
+
+def _places(sample: Any) -> set[int]:
+    """Return where in memory the numbers of a sample are."""
+    leaves = _leaves(sample)
+    tensors = {one.data_ptr() for one in leaves if isinstance(one, Tensor) and one.numel()}
+    arrays = {one.ctypes.data for one in leaves if isinstance(one, np.ndarray) and one.size}
+    return tensors | arrays
 
 
 def _unchanged(one: Any, other: Any) -> bool:
@@ -99,21 +121,27 @@ def _all_same(one: Any, other: Any) -> bool:
     return len(leaves) == len(others) and all(map(_same, leaves, others))
 
 
-def _is_cut(batch: Any, alone: Any) -> bool:
-    """Tell whether samples in a batch have less room than one that is alone."""
-    leaves, others = tree.tree_leaves(batch), tree.tree_leaves(alone)
-    return len(leaves) != len(others) or any(
-        len(one.shape) != len(other.shape)
-        or any(b > a for a, b in zip(one.shape[1:], other.shape[1:], strict=True))
+def _is_other(row: Any, alone: Any) -> bool:
+    """Tell whether a sample's row of a batch is no padded form of the row that it makes alone."""
+    leaves, others = tree.tree_leaves(row), tree.tree_leaves(alone)
+    if [leaf.ndim for leaf in leaves] != [leaf.ndim for leaf in others]:
+        return True
+    if all(one.shape == other.shape for one, other in zip(leaves, others, strict=True)):
+        return not _all_same(row, alone)
+    return any(
+        longer > size
         for one, other in zip(leaves, others, strict=True)
+        for size, longer in zip(one.shape, other.shape, strict=True)
     )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    if not one.is_floating_point() or not one.numel():
-        return torch.equal(one, other)
+    if torch.equal(one, other):
+        return True
+    if not one.is_floating_point():
+        return False
     one, other = one.double(), other.double()
     most = float(one.abs().nan_to_num(0, 0, 0).max())
     return torch.allclose(one, other, rtol=0, atol=_ROUNDING * most, equal_nan=True)

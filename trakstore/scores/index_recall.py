@@ -133,6 +133,10 @@ def _scaling(scores: Scores) -> str:
     # By names and not by tokens: those change with each mask, and where λ is rounded otherwise.
     part = scores.parts[0]
     average = f"{scores.average}: " if len(scores.parts) > 1 else ""
+    # As learning rates are: by their ratios, which alone change a ranking.
+    weights = [abs(one.weight) for one in scores.parts]
+    if max(weights) > min(weights):
+        average += f"weights {', '.join(f'{one / max(weights):.2g}' for one in weights)}: "
     threshold = f", threshold {scores.soft_threshold}" if scores.soft_threshold else ""
     kernel = f"kernel {part.kernel}, " if part.kernel else ""
     if part.sampled:
