@@ -116,7 +116,7 @@ def build_index(
     Examples
     --------
     >>> index = ts.build_index(ts.grad_dot_scores(store, epochs=15), k=3, checked=4)
-    >>> index.rows, index.recalls[0].checked
+    >>> index.rows, index.recalls[-1].checked
     (24, 4)
     """
     need_scores(scores)
