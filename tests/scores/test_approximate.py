@@ -538,7 +538,7 @@ def test_few_of_many_candidates_take_the_memory_of_their_rows(tmp_path):
     scores = ts.grad_dot_scores(made, of="output")
     ts.build_index(scores, checked=0)
     listed = ts.approximate_top_k(scores, 5, memory_limit="20MB")
-    assert listed.attrs["candidates"] == 1024
+    assert listed.attrs["candidates"] == 512
     np.testing.assert_allclose(listed["score"][:, 0], np.asarray(scores).max(axis=1), rtol=1e-4)
     with pytest.raises(MemoryLimitError, match="needs at least"):
         ts.approximate_top_k(scores, 5, memory_limit="5MB")

@@ -50,7 +50,7 @@ def approximate_top_k(
         From :func:`build_index` or :func:`open_index`; opened for this call when None, which reads
         some 27% of the bytes of float16 features.
     candidates : int, optional
-        Candidates of each target, k to n. By default the most of 1,024, n/1024 and 10 k.
+        Candidates of each target, k to n. By default the most of 512, n/2048 and 10 k.
     order : {"largest", "smallest", "magnitude"}
         Scores that come first. Equal scores are ordered by train position; where more are equal than
         a list has room for, it may have others of them than that of :func:`top_k`.

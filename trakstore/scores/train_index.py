@@ -35,7 +35,7 @@ from trakstore.storage.tables.table_array import READ_AT_ONCE
 # Rows that one thread estimates at a time.
 _SCAN_ROWS = 2**14
 # Candidates of a list: so many at least, one for so many rows, and so many for each entry.
-LEAST_CANDIDATES, ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY = 1024, 1024, 10
+LEAST_CANDIDATES, ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY = 512, 2048, 10
 
 
 def usual_candidates(k: int, rows: int) -> int:
@@ -44,7 +44,7 @@ def usual_candidates(k: int, rows: int) -> int:
     Examples
     --------
     >>> usual_candidates(10, 1500), usual_candidates(10, 100_000), usual_candidates(10, 1_000_000)
-    (1024, 1024, 1024)
+    (512, 512, 512)
     """
     wanted = max(LEAST_CANDIDATES, rows // ROWS_PER_CANDIDATE, CANDIDATES_PER_ENTRY * k)
     return min(rows, wanted)
