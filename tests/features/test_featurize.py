@@ -29,7 +29,7 @@ from trakstore.errors import (
 )
 from trakstore.features import Job, featurize, featurize_job, load_job
 from trakstore.features.fingerprint import checkpoint_hash
-from trakstore.features.job import JobOptions
+from trakstore.features.job_options import JobOptions
 from trakstore.features.parameters import canonical_name
 from trakstore.features.weights import own_copy
 from trakstore.storage.backends.location import Location, open_location

@@ -15,6 +15,7 @@ import dask
 import numba
 import numpy as np
 import pytest
+from scores.same_index import assert_equal
 
 import trakstore as ts
 from trakstore.errors import (
@@ -66,14 +67,6 @@ def store(tmp_path):
 def recall(listed, exact) -> float:
     pairs = zip(listed["position"].values, exact["position"].values, strict=True)
     return float(np.mean([np.isin(*pair).mean() for pair in pairs]))
-
-
-def assert_equal(one: ts.TrainIndex, other: ts.TrainIndex) -> None:
-    for own, their in zip(one.parts, other.parts, strict=True):
-        np.testing.assert_array_equal(own.coder.directions, their.coder.directions)
-        np.testing.assert_array_equal(own.checksums, their.checksums)
-        for mine, yours in zip(own.codes, their.codes, strict=True):
-            np.testing.assert_array_equal(mine, yours)
 
 
 def check_lists(scores, candidates, order="largest", k=10, **how):

@@ -7,6 +7,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
+from scores.same_index import assert_equal
 
 import trakstore as ts
 from trakstore.errors import (
@@ -82,14 +83,6 @@ def stopped(scores: ts.Scores, at: int, **how: int) -> None:
         patch.setattr(index_build._EncodePass, "_codes", failing)
         with pytest.raises(OSError, match="disk is full"):
             ts.build_index(scores, **how)
-
-
-def assert_equal(one: ts.TrainIndex, other: ts.TrainIndex) -> None:
-    for own, their in zip(one.parts, other.parts, strict=True):
-        np.testing.assert_array_equal(own.coder.directions, their.coder.directions)
-        np.testing.assert_array_equal(own.checksums, their.checksums)
-        for mine, yours in zip(own.codes, their.codes, strict=True):
-            np.testing.assert_array_equal(mine, yours)
 
 
 @pytest.mark.parametrize(

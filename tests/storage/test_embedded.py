@@ -19,13 +19,14 @@ def rows_of(seed: int) -> Any:
     return np.random.default_rng(seed).standard_normal((N, DIM)).astype(np.float32)
 
 
-def write(own: EmbeddedStore, rows: Any) -> Any:
-    def given(where: Any) -> None:
-        store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("identity"))
-        q = np.arange(1.0, 1 + len(rows))
-        store.write_split(0, "train", rows, out_to_loss=q, checkpoint="w", block_rows=8)
+def made(where: Any, rows: Any) -> None:
+    store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("identity"))
+    q = np.arange(1.0, 1 + len(rows))
+    store.write_split(0, "train", rows, out_to_loss=q, checkpoint="w", block_rows=8)
 
-    return own.write(0, "train", given)
+
+def write(own: EmbeddedStore, rows: Any) -> Any:
+    return own.write(0, "train", lambda where: made(where, rows))
 
 
 def test_a_call_that_failed_is_in_nobodys_way() -> None:
@@ -68,9 +69,7 @@ def write_once(own: EmbeddedStore, rows: Any) -> Any:
 
     def given(where: Any) -> None:
         if own.open() is None or not own.open().splits_of(0):  # type: ignore[union-attr]
-            store = ts.FeatureStore.create(where, projection=ts.ProjectionSpec("identity"))
-            q = np.arange(1.0, 1 + len(rows))
-            store.write_split(0, "train", rows, out_to_loss=q, checkpoint="w", block_rows=8)
+            made(where, rows)
 
     return own.write(0, "train", given)
 

@@ -7,7 +7,8 @@ import xarray as xr
 
 from trakstore.passes.rows import whole_column
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores
 from trakstore.scores.windows import target_windows
 
 # Standard deviations that the pooled histogram shows; what is beyond them is in its end bins.

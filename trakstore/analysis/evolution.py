@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from trakstore.passes.memory import give_back
 from trakstore.passes.rows import taken_rows, whole_column
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.running_lists import Order, check_finite, keys
 from trakstore.scores.top_k import check_request

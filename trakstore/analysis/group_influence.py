@@ -15,7 +15,8 @@ from trakstore.analysis.concentration import (
 )
 from trakstore.errors import TrakStoreError
 from trakstore.quantities import as_mask
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores
 from trakstore.scores.sums import group_scores
 from trakstore.scores.windows import Matrix, need_labels, target_windows
 

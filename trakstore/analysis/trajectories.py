@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.passes.rows import whole_column
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
 from trakstore.scores.moments import row_moments
+from trakstore.scores.needed import need_scores
 
 F64 = NDArray[np.float64]
 

@@ -18,7 +18,8 @@ from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import taken_rows, whole_column
 from trakstore.planning import human_bytes
 from trakstore.quantities import as_whole, is_one_of, shown
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores
 from trakstore.scores.same_rows import need_same_rows
 from trakstore.scores.saving import scores_token
 

@@ -23,7 +23,8 @@ from trakstore.kernels.solvers import Damping
 from trakstore.methods.trak import trak_scores
 from trakstore.quantities import as_number, as_whole
 from trakstore.scores.streaming import for_each_tile
-from trakstore.storage.layout import Epoch, as_epochs
+from trakstore.storage.layout import Epoch
+from trakstore.storage.selections import as_epochs
 from trakstore.storage.staging import StagedSplit
 from trakstore.storage.store import FeatureStore
 

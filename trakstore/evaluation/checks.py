@@ -25,9 +25,10 @@ from trakstore.spec.rounding import rounding_of
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import sample_ids
-from trakstore.storage.layout import Epoch, as_epochs
+from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import open_store
 from trakstore.storage.sampled_rows import DrawsOrigin, origin_of_draws
+from trakstore.storage.selections import as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 

@@ -14,12 +14,11 @@ from torch.utils import _pytree as tree
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.features.axes import Axis, Following
+from trakstore.features.followed_pass import FollowedPass
 from trakstore.features.gradients import FAILURES, batch_size, cut
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import canonical_name
 from trakstore.features.plain import copied
-from trakstore.features.quantised import hidden_products
-from trakstore.features.recording import Recorder
 from trakstore.storage import layout
 
 __all__ = ["NamedActivations"]
@@ -52,6 +51,7 @@ class NamedActivations:
     output: ModelOutput
     layers: str | Sequence[str] = ()
     _modules: dict[str, tuple[nn.Module, bool]] = field(init=False, repr=False)
+    _pass: FollowedPass = field(init=False, repr=False)
     _mixed: bool = field(init=False, repr=False)
     _drawn: int = field(default=0, init=False, repr=False)
 
@@ -59,9 +59,8 @@ class NamedActivations:
         names = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
         known = {canonical_name(name): module for name, module in self.model.named_modules()}
         self._modules = {f"{layout.ACTIVATIONS}{name}": _module(name, known) for name in names}
-        # Of scripts nothing is seen.
-        scripted = (isinstance(one, torch.jit.ScriptModule) for one in self.model.modules())
-        self._mixed = any(scripted)
+        self._pass = FollowedPass(self.model)
+        self._mixed = self._pass.scripted
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -114,13 +113,11 @@ class NamedActivations:
 
     def _passed(self, batch: Any, size: int) -> dict[str, _Seen]:
         """Compute activations of a batch by one pass, in which the samples are followed."""
-        kept = (*self.model.parameters(), *self.model.buffers())
-        following = Following(size, frozenset(map(id, kept)))
-        recorder = Recorder({}, _unasked, following, hidden_products(self.model))
+        following = self._pass.following(size)
         try:
             # Gradients are on: what a function makes out of sight is known by being in their graph.
             with torch.enable_grad(), self._watched(following) as seen:
-                recorder.outputs(self.output, self.model, copied(batch))
+                self._pass.outputs(self.output, copied(batch), following)
         except torch.OutOfMemoryError:
             raise
         except FAILURES:  # of what a model cannot do while it is watched; else it comes up again
@@ -234,7 +231,3 @@ def _alike(row: Tensor, alone: Tensor, precision: float) -> bool:
     """Tell whether a row is that of its sample alone, but for rounding on the way."""
     apart, size = (row - alone).norm(), alone.norm()
     return not bool(apart > max(_ROUNDING, _STEPS * precision) * size)
-
-
-def _unasked(*_: Any) -> Tensor:
-    raise AssertionError("no layer has one of no parameters")

@@ -181,7 +181,7 @@ class Batches:
 
         Where a row need not be ``in_place``, a collator may give it to another sample.
         """
-        looked_at = in_place and self.collate is not None and not _is_known(self.collate)
+        looked_at = in_place and len(samples) > 1 and not _is_known(self.collate)
         # A collator may change what it is given.
         again = [copied_sample(one) for one in samples] if looked_at else []
         batch = self._tree(samples, rows)
@@ -345,7 +345,7 @@ def _of_transformers(collate: Collate) -> bool:
 
 def _is_known(collate: Any) -> bool:
     """Tell whether a collator is known to give each sample its own row, whatever the others are."""
-    return collate in (pad_tokens, default_collate) or _of_transformers(_of_trainer(collate))
+    return collate in (None, pad_tokens, default_collate) or _of_transformers(_of_trainer(collate))
 
 
 def _name_of(collate: Any) -> str:

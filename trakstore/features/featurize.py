@@ -16,7 +16,8 @@ from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.devices import need_one_device, need_room, working_on
 from trakstore.features.evaluated import evaluated
 from trakstore.features.fitness import need_apart
-from trakstore.features.job import Job, JobOptions
+from trakstore.features.job import Job
+from trakstore.features.job_options import JobOptions
 from trakstore.features.run_records import note_rest, run_of
 from trakstore.features.scale import Scale
 from trakstore.features.scale_choice import ChosenScale, new_scale
@@ -32,8 +33,8 @@ from trakstore.spec import Precision
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.completion import note_complete
-from trakstore.storage.layout import as_epochs, as_splits
 from trakstore.storage.opening import find_store, open_store
+from trakstore.storage.selections import as_epochs, as_splits
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.runs import now, record_run

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -33,30 +33,9 @@ from trakstore.spec import FeatureDtype, Precision, ProjectionSpec
 from trakstore.storage import layout
 from trakstore.storage.layout import as_epoch
 
-__all__ = ["Job", "JobOptions"]
+__all__ = ["Job"]
 
 _MAPPINGS = {"datasets": "{'train': data}", "ids": "{'train': ids}", "learning_rates": "{10: 0.1}"}
-
-
-class JobOptions(TypedDict, total=False):
-    """The attributes of a :class:`Job` that :func:`.featurize.featurize` takes as keywords."""
-
-    output: str | ModelOutput | None
-    projector: ProjectionSpec | None
-    parameters: str | Sequence[str]
-    activations: str | Sequence[str]
-    batch_size: int
-    dtype: FeatureDtype | None
-    collate: Collate | None
-    block_rows: int | None
-    keep_bits: int | None
-    append: bool
-    memory_limit: int | str | None
-    precision: Precision
-    autocast: Literal["bfloat16"] | None
-    check: CheckedRows
-    skip_bad_rows: bool
-    scale: Scale
 
 
 @dataclass

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from trakstore.features.apart import Contacts
-from trakstore.features.axes import Axis, Following
+from trakstore.features.axes import Axis
+from trakstore.features.followed_pass import FollowedPass
 from trakstore.features.gradients import FAILURES, batch_size, cut
 from trakstore.features.outputs import ModelOutput, RowOutputs
 from trakstore.features.outputs.predicted_classes import PredictsClasses
 from trakstore.features.plain import copied
-from trakstore.features.quantised import hidden_products
-from trakstore.features.recording import Recorder
 from trakstore.features.sharding import WHOLE, Sharding
 
 __all__ = ["OwnPredictions"]
@@ -40,14 +39,11 @@ class OwnPredictions:
     model: nn.Module
     output: PredictsClasses
     sharding: Sharding = WHOLE
-    _kept: frozenset[int] = field(init=False)
-    _products: tuple[nn.Module, ...] = field(init=False)
+    _pass: FollowedPass = field(init=False)
     _takes_shortcuts: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        parameters = (one for same in self.sharding.groups(self.model) for one in same)
-        self._kept = frozenset(id(one) for one in (*parameters, *self.model.buffers()))
-        self._products = tuple(hidden_products(self.model))
+        self._pass = FollowedPass(self.model, self.sharding)
         # torch's own attention rounds in another way where it is watched than where it is not.
         modules = self.model.modules()
         self._takes_shortcuts = any(isinstance(one, _SHORTCUTS) for one in modules)
@@ -79,10 +75,9 @@ class OwnPredictions:
         size = batch_size(batch)
         if size == 1:
             return self.output.predicted(self.model, copied(batch)), []
-        following = Following(size, self._kept)
-        recorder = Recorder({}, _unchanged, following, self._products, self.sharding)
+        following = self._pass.following(size)
         try:
-            logits = recorder.outputs(_Predictions(self.output), self.model, batch).output
+            logits = self._pass.outputs(_Predictions(self.output), batch, following).output
             placed = isinstance(following.of(logits), Axis)
             if self._takes_shortcuts:
                 logits = self.output.predicted(self.model, copied(batch))
@@ -92,8 +87,7 @@ class OwnPredictions:
             return self.output.predicted(self.model, copied(batch)), [*range(size)]
         contacts = Contacts.of(following, ())
         # Without gradients there is no other trace of what scripts do out of sight.
-        scripted = any(isinstance(one, torch.jit.ScriptModule) for one in self.model.modules())
-        if contacts.mixed or scripted or not placed:
+        if contacts.mixed or self._pass.scripted or not placed:
             return logits, [*range(size)]
         if not contacts.decided:
             return logits, []
@@ -113,10 +107,6 @@ class _Predictions(ModelOutput):
     def __call__(self, model: Any, batch: Any) -> RowOutputs:
         logits = self._output.predicted(model, batch)
         return RowOutputs(logits, logits, logits)
-
-
-def _unchanged(_key: Any, _layer: Any, _call: Any, output: Tensor, _mark: Any) -> Tensor:
-    return output
 
 
 def _alike(logits: Tensor, alone: Tensor) -> bool:

@@ -19,8 +19,9 @@ from trakstore.quantities import as_flag, is_one_of, shown
 from trakstore.scores.factored import Average, Scores, SoftThreshold
 from trakstore.scores.parts import Part
 from trakstore.spec import check_settings
-from trakstore.storage.layout import Epoch, as_epochs
+from trakstore.storage.layout import Epoch
 from trakstore.storage.same_samples import need_same_samples
+from trakstore.storage.selections import as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 

@@ -15,7 +15,8 @@ from trakstore.passes.dask_cluster import active_client
 from trakstore.passes.scheduler import map_reduce, one_blas_thread
 from trakstore.planning import ranges
 from trakstore.quantities import as_whole
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores
 from trakstore.scores.parts import F32
 from trakstore.scores.running_lists import Lists, Order, Running, merge
 from trakstore.scores.streaming import WindowPass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -13,15 +12,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
 from trakstore.markup import card, facts_markup
-from trakstore.passes.gpu import as_device, usable_device
-from trakstore.passes.one_pass import Pass, Tiles, nothing
+from trakstore.passes.gpu import as_device
 from trakstore.passes.rows import MeanRows, Rows, take, together
 from trakstore.passes.scheduler import in_this_process, tile_rows
 from trakstore.planning import ranges
 from trakstore.quantities import as_range
+from trakstore.scores.fill_pass import FillPass
 from trakstore.scores.lazy import lazy_column, lazy_matrix
 from trakstore.scores.own_thresholds import own_thresholds, sampled_rows
-from trakstore.scores.parts import F32, Part, TileMaker, Window, held_bytes
+from trakstore.scores.parts import F32, Part, Window, held_bytes
 from trakstore.scores.places import Ids, Index, places_of_ids, positions
 from trakstore.scores.vanishing import refuse_vanishing
 from trakstore.scores.window_plans import ScoreSizes, tile_bytes
@@ -378,51 +377,5 @@ class Scores:
             rows, columns = self._block
             for start, stop in ranges(self.shape[0], rows):
                 window = self.window(start, stop)
-                _FillPass(columns, window, out[start:stop]).run(self.shape[1])
+                FillPass(columns, window, out[start:stop]).run(self.shape[1])
         return np.asarray(out, dtype=dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class _FillPass(Pass[TileMaker, None]):
-    window: Window
-    out: F32
-    merge = staticmethod(nothing)
-
-    @property
-    def device(self) -> str:
-        return usable_device(self.window.device)
-
-    def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
-        return self.window.reading(tiles)
-
-    def start(self) -> TileMaker:
-        return self.window.tile_maker(self.step)
-
-    def visit(self, state: TileMaker, low: int, high: int) -> TileMaker:
-        state.host_tile(low, high, self.out[:, low:high])
-        return state
-
-    def finish(self, state: TileMaker) -> None:  # noqa: ARG002
-        return
-
-
-def need_scores(got: object) -> None:
-    """Raise a :class:`TrakStoreError` for what is no :class:`Scores`."""
-    if not isinstance(got, Scores):
-        raise TrakStoreError(
-            f"needed Scores, as trak_scores and the like give them, got {type(got).__name__}; a matrix "
-            f"goes in as xarray.DataArray(matrix, dims=('target', 'train')) where top_k is asked"
-        )
-
-
-def need_some_scores(got: Any) -> None:
-    """Raise a :class:`TrakStoreError` for scores without targets or without train rows."""
-    if not got.shape[0]:
-        raise TrakStoreError("these scores have no targets: select one at least")
-    need_train_rows(got)
-
-
-def need_train_rows(got: Any) -> None:
-    """Raise a :class:`TrakStoreError` for scores without train rows."""
-    if not got.shape[1]:
-        raise TrakStoreError("these scores have no train rows: select one at least")

@@ -17,9 +17,10 @@ from trakstore.passes.scheduler import tile_rows
 from trakstore.planning import ranges
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.quantities import as_flag, as_whole
-from trakstore.scores.factored import Scores, need_scores, need_train_rows
+from trakstore.scores.factored import Scores
 from trakstore.scores.index_recall import has_fallen, measured
 from trakstore.scores.index_rows import IndexedRows, indexed_rows
+from trakstore.scores.needed import need_scores, need_train_rows
 from trakstore.scores.parts import F32
 from trakstore.scores.row_codes import Coder, need_compiler
 from trakstore.scores.top_k import plan_top_k

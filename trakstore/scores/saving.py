@@ -22,7 +22,8 @@ from trakstore.passes.rows import Rows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.quantities import as_flag, is_one_of
 from trakstore.scores.entries import check_kept, save_above, save_top
-from trakstore.scores.factored import Scores, need_scores, need_some_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores, need_some_scores
 from trakstore.scores.save import Begun, Save, narrowed
 from trakstore.scores.streaming import for_each_tile
 from trakstore.scores.window_plans import plan_windows

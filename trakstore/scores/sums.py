@@ -16,7 +16,8 @@ from trakstore.passes.one_pass import Pass
 from trakstore.passes.rows import ArrayRows, Rows, whole_column
 from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.quantities import is_one_of
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores
 
 Grouping: TypeAlias = Literal["label"] | Sequence[Any] | NDArray[Any] | None
 How: TypeAlias = Literal["sum", "mean"]

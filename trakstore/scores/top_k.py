@@ -20,7 +20,8 @@ from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, together
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
 from trakstore.quantities import as_flag, as_whole, is_one_of
-from trakstore.scores.factored import Scores, need_scores, need_some_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_scores, need_some_scores
 from trakstore.scores.running_lists import (
     NOWHERE,
     STATE_BYTES,

@@ -16,8 +16,9 @@ from trakstore.passes.memory import memory_budget
 from trakstore.passes.rows import ArrayRows, PositionRows, Rows, TakenRows, whole_column
 from trakstore.passes.scheduler import one_blas_thread, task_slots
 from trakstore.planning import fit_slots, ranges
-from trakstore.scores.factored import Scores, need_scores
+from trakstore.scores.factored import Scores
 from trakstore.scores.index_rows import IndexedRows, indexed_rows
+from trakstore.scores.needed import need_scores
 from trakstore.scores.parts import F32, Window
 from trakstore.scores.row_codes import Coder, Codes, estimates, need_compiler
 from trakstore.scores.running_lists import Lists, Order, check_finite, first_of, keys

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from trakstore.errors import LARGER_LIMIT, MemoryLimitError, TrakStoreError
 from trakstore.passes.memory import memory_budget
 from trakstore.planning import human_bytes, ranges
-from trakstore.scores.factored import Scores, need_some_scores
+from trakstore.scores.factored import Scores
+from trakstore.scores.needed import need_some_scores
 from trakstore.scores.running_lists import check_finite
 
 Matrix: TypeAlias = Scores | xr.DataArray | NDArray[Any]

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trakstore.errors import TrakStoreError
 from trakstore.kernels.solvers import Damping
 from trakstore.methods.sampled_kernel import KernelRows, need_kernel_rows
-from trakstore.quantities import shown
+from trakstore.quantities import as_flag
 from trakstore.report.sample_source import Render
 from trakstore.serve.store_stamp import StoreStamp
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Location
 from trakstore.storage.layout import Epoch
+from trakstore.storage.selections import as_epochs
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class QueryOptions:
         if self.damping is not None:
             Damping.of(self.damping)
         need_kernel_rows(self.kernel)
-        if not isinstance(self.index, bool):
-            raise TrakStoreError(f"index must be True or False, got {shown(self.index)}")
+        as_flag(self.index, "index")
 
     def stamp(self, location: Location) -> StoreStamp:
         """Return the stamp of all that answers depend on in a store."""
@@ -47,5 +46,5 @@ class QueryOptions:
         # The kernel may be of rows with drawn labels, which rows of tokens do not have.
         if layout.own_split(self.train) == self.train:
             splits[layout.sampled_split(self.train)] = None
-        epochs = None if self.epochs is None else layout.as_epochs(self.epochs)
+        epochs = None if self.epochs is None else as_epochs(self.epochs)
         return StoreStamp(location, tuple(splits), epochs)

@@ -30,11 +30,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from trakstore.documents import NAME
 from trakstore.errors import DamagedError, TrakStoreError
-from trakstore.quantities import as_whole, is_whole, shown
+from trakstore.quantities import as_whole
 
 Epoch: TypeAlias = int | str
 
@@ -138,50 +138,6 @@ def as_epoch(epoch: Epoch) -> Epoch:
     if epoch in RESERVED:
         raise TrakStoreError(f"{epoch!r} is a name that the store keeps for itself; choose another")
     return check_name(epoch, "epoch")
-
-
-def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
-    """Return some epochs as a tuple, or one by itself.
-
-    Raises
-    ------
-    TrakStoreError
-        For none at all: what looks at no epoch would say that all is well.
-
-    Examples
-    --------
-    >>> as_epochs(3), as_epochs(["final", "4"])
-    ((3,), ('final', 4))
-    """
-    if isinstance(epochs, str) or is_whole(epochs) or not isinstance(epochs, Iterable):
-        return (as_epoch(cast("Epoch", epochs)),)
-    chosen = tuple(map(as_epoch, epochs))
-    if not chosen:
-        raise TrakStoreError(f"epochs must be some epochs, each named once, got {shown(epochs)}")
-    return chosen
-
-
-def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names of some splits as a tuple, or of one by itself.
-
-    Raises
-    ------
-    TrakStoreError
-        For no names at all, and for what is no sequence of them.
-
-    Examples
-    --------
-    >>> as_splits("train"), as_splits(["train", "test"])
-    (('train',), ('train', 'test'))
-    """
-    if isinstance(splits, str):
-        return (splits,)
-    chosen = tuple(splits) if isinstance(splits, Iterable) else ()
-    if not chosen or not all(isinstance(one, str) for one in chosen):
-        raise TrakStoreError(
-            f"splits must be names of splits, or None for all, got {shown(splits)}"
-        )
-    return chosen
 
 
 def epoch_sort_key(epoch: Epoch) -> tuple[bool, int, str]:

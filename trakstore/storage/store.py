@@ -23,6 +23,7 @@ from trakstore.storage.given import GivenRows, append_given, write_given
 from trakstore.storage.growth import drop_split, mask_samples
 from trakstore.storage.layout import Epoch
 from trakstore.storage.root import make_root
+from trakstore.storage.selections import as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store_reader import StoreReader
 from trakstore.storage.tables.index_documents import drop_index
@@ -301,7 +302,7 @@ class FeatureStore(StoreReader):
         >>> ts.grad_dot_scores(made, of="output").shape
         (2, 2)
         """
-        chosen = None if epochs is None else layout.as_epochs(epochs)
+        chosen = None if epochs is None else as_epochs(epochs)
         splits = self._catalogue.open_named(self.spec, chosen, split)
         return mask_samples(splits, ids, masked=masked)
 

@@ -35,6 +35,7 @@ from trakstore.storage.claims import claimed
 from trakstore.storage.completion import forget_complete
 from trakstore.storage.layout import Epoch
 from trakstore.storage.opening import location_of
+from trakstore.storage.selections import as_epochs, as_splits
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
@@ -135,8 +136,8 @@ def verify_store(
     True
     """
     repair, progress = as_flag(repair, "repair"), as_flag(progress, "progress")
-    epochs = None if epochs is None else layout.as_epochs(epochs)
-    splits = None if splits is None else layout.as_splits(splits)
+    epochs = None if epochs is None else as_epochs(epochs)
+    splits = None if splits is None else as_splits(splits)
     location = location_of(store)
     threads = (os.cpu_count() or 1) + 4 if workers is None else as_whole(workers, "workers", 1)
     # Splits are opened before blocks are read, and statements about them come last: what is said of a
