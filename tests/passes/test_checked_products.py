@@ -20,10 +20,10 @@ from trakstore.passes.rows import ArrayRows
 from trakstore.scores import parts
 from trakstore.scores.factored import Scores
 from trakstore.scores.top_k import top_k
-from trakstore.storage.backends.mapped import _madvise
+from trakstore.storage.backends.mapped import maps_files
 
 pytestmark = pytest.mark.skipif(
-    not module._has_instructions() or _madvise() is None,
+    not module._has_instructions() or not maps_files,
     reason="this machine has no such instructions, or maps no files",
 )
 ROWS, STEP = 205, 37  # rows of a split, and of its chunks: the last one has 20
@@ -202,3 +202,41 @@ def test_rows_that_an_append_adds(make, draw, monkeypatch):
     longer.read(ROWS, ROWS + 50)
     assert checked_products(left, longer, 0, ROWS + 50, out)
     np.testing.assert_allclose(out, left @ both.astype(np.float32).T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def wide(make, draw, monkeypatch):
+    """Return scores of 25 chunks, in eight ranges of three, the last of four, and their tiles."""
+    store, _, _ = make(rows=draw(900, 24))
+    scores, tiles, tile = ts.grad_dot_scores(store, of="output"), [], parts.Window.tile
+    wanted = top_k(scores, 12)
+    monkeypatch.setattr(parts, "MANY_VALUES", 0)
+    monkeypatch.setattr(
+        parts.Window, "tile", lambda self, *at: tiles.append(at[:2]) or tile(self, *at)
+    )
+    return store, scores, tiles, wanted
+
+
+@pytest.mark.parametrize(("steps", "most"), [(1, STEP), (2, 2 * STEP), (16, 900 - 21 * STEP)])
+def test_few_targets_take_many_chunks_as_one_tile(wide, monkeypatch, steps, most):
+    _, scores, tiles, wanted = wide
+    monkeypatch.setattr(parts, "_MOST_STEPS", steps)
+    got = top_k(scores, 12)
+    assert max(high - low for low, high in tiles) == most
+    np.testing.assert_array_equal(got["position"], wanted["position"])
+    np.testing.assert_allclose(got["score"], wanted["score"], rtol=1e-5)
+
+
+def test_of_few_listed_rows_only_their_chunks_are_taken(wide):
+    _, scores, tiles, _ = wide
+    listed = np.isin(np.arange(900), [3, 500])
+    assert set(top_k(scores, 2, where=listed)["position"].values.ravel()) == {3, 500}
+    assert sorted(tiles) == [(0, STEP), (13 * STEP, 14 * STEP)]
+
+
+def test_damage_within_many_chunks_is_told(wide):
+    store, scores, tiles, _ = wide
+    flip(file_of(store, 24))
+    with pytest.raises(DamagedError, match="chunk 0/train/features/c/24/0 does not have the check"):
+        top_k(scores, 5)
+    assert (21 * STEP, 900) in tiles

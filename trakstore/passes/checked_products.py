@@ -7,7 +7,7 @@ come from there again, which takes longer than all that is computed.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numba
 import numpy as np
@@ -26,11 +26,15 @@ from trakstore.passes.half_precision import (
     wide,
 )
 from trakstore.passes.rows import Rows
-from trakstore.storage.mapped_chunks import is_mappable, mapped_chunk
+from trakstore.storage.backends.chunks import TAIL
+from trakstore.storage.backends.mapped import mapped, pointer, unmapped
+from trakstore.storage.mapped_chunks import chunk_files, is_mappable
 from trakstore.storage.stored import StoredColumn
 
 U64: TypeAlias = NDArray[np.uint64]
 _cgutils: Any = cgutils
+_numba: Any = numba
+_BYTES = 2  # of a number
 _WORD = 8  # bytes that one instruction takes into a checksum
 _ALL_ONES = 2**32 - 1  # what a CRC-32C begins with, and is inverted by at its end
 
@@ -51,29 +55,18 @@ def checked_products(lefts: F32, rows: Rows, start: int, stop: int, out: F32) ->
         False where the rows have to be read, and ``out`` may hold anything: since they are not stored
         so, do not begin with a chunk, or a chunk does not have its checksum.
     """
-    if not isinstance(rows, StoredColumn) or not _can_check(rows) or start % rows.chunk_rows:
+    if not are_files(rows) or start % rows.chunk_rows:
         return False
-    over, step = _over_zeros(rows.shape[1] * rows.dtype.itemsize), rows.chunk_rows
-    sums = np.empty(step, np.uint64)
-    for low in range(start, stop, step):
-        chunk = mapped_chunk(rows, low // step)
-        if chunk is None:
-            return False
-        values, checksum = chunk
-        part = out[:, low - start : low - start + step]
-        both = values.view(np.uint16), values.view(np.uint64)
-        if len(lefts) == 1:
-            _multiply_one(part[0], sums, lefts[0], *both)
-        else:
-            _multiply(part, sums, lefts, *both)
-        if _joined(sums, over) != checksum:
-            return False
-    return True
+    files = chunk_files(rows, start // rows.chunk_rows, -(-stop // rows.chunk_rows))
+    step, over = rows.chunk_rows, _over_zeros(_BYTES * rows.shape[1])
+    return files is not None and bool(_multiply_files(out, lefts, *files, step, over))
 
 
-def _can_check(rows: StoredColumn) -> bool:
-    whole_words = rows.shape[1] * rows.dtype.itemsize % _WORD == 0
-    return rows.dtype == np.float16 and whole_words and _has_instructions() and is_mappable(rows)
+def are_files(rows: Rows) -> TypeGuard[StoredColumn]:
+    """Tell whether rows are float16 in files that :func:`checked_products` can look at."""
+    if not isinstance(rows, StoredColumn) or rows.dtype != np.float16 or not _has_instructions():
+        return False
+    return rows.shape[1] * _BYTES % _WORD == 0 and is_mappable(rows)
 
 
 @cache
@@ -221,3 +214,44 @@ def _joined(sums: U64, over: U64) -> np.uint64:  # pragma: no cover
             ^ over[3, register >> np.uint64(24) & byte]
         )
     return register ^ ones
+
+
+@compiled_for_all
+def _multiply_files(
+    out: F32,
+    lefts: F32,
+    folders: NDArray[np.uint8],
+    name: NDArray[np.uint8],
+    committed: NDArray[np.int64],
+    step: int,
+    over: U64,
+) -> bool:  # pragma: no cover
+    """Multiply targets with rows of chunks; tell whether all have their checksums."""
+    columns, is_right = lefts.shape[1], True
+    size, sums = _BYTES * step * columns, np.empty(step, np.uint64)
+    for chunk in range(len(folders)):
+        place = mapped(folders[chunk], name, size + TAIL)
+        if place == 0:
+            return False
+        rows = _numba.carray(pointer(place), (step, columns), np.uint16)
+        words = _numba.carray(pointer(place), (step, _BYTES * columns // _WORD), np.uint64)
+        part = out[:, chunk * step : (chunk + 1) * step]
+        if len(lefts) == 1:
+            _multiply_one(part[0], sums, lefts[0], rows, words)
+        else:
+            _multiply(part, sums, lefts, rows, words)
+        checksum = np.int64(_joined(sums, over))
+        is_right = checksum == _stored(place + size) and committed[chunk] in (-1, checksum)
+        unmapped(place, size + TAIL)
+        if not is_right:
+            break
+    return is_right
+
+
+@compiled_for_all
+def _stored(place: int) -> np.int64:  # pragma: no cover
+    """Return the checksum that is stored at an address."""
+    value = np.int64(0)
+    for byte in _numba.carray(pointer(place), TAIL, np.uint8)[::-1]:
+        value = value << np.int64(8) | np.int64(byte)
+    return value

@@ -29,6 +29,8 @@ F32: TypeAlias = NDArray[np.float32]
 FEW_TARGETS = 16
 # Values of float16 features from which on these loops are used: 64 MB.
 MANY_VALUES = 2**25
+# Tiles that are computed as one at most, and their scores.
+_MOST_STEPS, _WIDE_VALUES = 16, 2**17
 
 
 class SampledRows(NamedTuple):
@@ -196,6 +198,17 @@ class Window(Sent):
         wanted = ((rows, low, high) for low, high in tiles for rows in columns)
         return together(wanted, self.ahead)
 
+    def steps_at_once(self, step: int) -> int:
+        """Return the tiles of ``step`` train rows that are best computed as one.
+
+        More than one where targets are few and the files of train rows lie in memory: what there is to
+        do around each tile would take as long as its scores.
+        """
+        targets = len(self.lefts[0])
+        if targets > FEW_TARGETS or not all(map(_are_files, self.trains)):
+            return 1
+        return max(1, min(_MOST_STEPS, _WIDE_VALUES // (targets * step)))
+
     def tile_maker(self, step: int) -> TileMaker:
         """Return what makes tiles of at most ``step`` train rows, on the device of this window."""
         device = usable_device(self.device)
@@ -280,13 +293,24 @@ def _are_many_halves(train: Rows) -> bool:
     return has_instructions()
 
 
+def _are_files(train: Rows) -> bool:
+    """Tell whether rows are many of float16, whose files are looked at where they lie in memory."""
+    if not _are_many_halves(train):
+        return False
+    from trakstore.passes.checked_products import are_files
+
+    return are_files(train)
+
+
 def _multiply_halves(left: F32, train: Rows, start: int, stop: int, out: F32) -> None:
     """Compute products of few targets with train rows that are float16, without widening them first."""
     from trakstore.passes.checked_products import checked_products
     from trakstore.passes.half_precision import few_products
 
-    if not checked_products(left, train, start, stop, out):
-        few_products(left, train.read(start, stop), out)
+    if checked_products(left, train, start, stop, out):
+        return
+    for low, high in ranges(stop - start, tile_rows(train)):
+        few_products(left, train.read(start + low, start + high), out[:, low:high])
 
 
 def _float32(rows: NDArray[Any], train: Rows) -> F32:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeAlias, TypeVar, cast
 
 from trakstore.passes.gpu import usable_device
 from trakstore.passes.one_pass import Pass, Tiles, nothing
+from trakstore.passes.scheduler import tile_ranges
 from trakstore.progress import ProgressLine, on_terminal
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import F32, TileMaker, Window
@@ -70,11 +71,19 @@ class WindowPass(Pass[tuple[S, TileMaker], R]):
     def on_cpu(self) -> Self:
         return replace(self, window=self.window.on_cpu())
 
+    @property
+    def tile_rows(self) -> int:
+        """Train rows of a tile at most: by default those of a step."""
+        return self.step
+
+    def tiles(self, start: int, stop: int) -> Tiles:
+        return tile_ranges(start, stop, self.tile_rows)
+
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:
         return self.window.reading(tiles)
 
     def start(self) -> tuple[S, TileMaker]:
-        return self.begin(), self.window.tile_maker(self.step)
+        return self.begin(), self.window.tile_maker(self.tile_rows)
 
     def visit(self, state: tuple[S, TileMaker], low: int, high: int) -> tuple[S, TileMaker]:
         own, maker = state

@@ -152,6 +152,12 @@ class SelectPass(WindowPass[list["Running | DeviceLists"], list[Lists]]):
     def merge(left: list[Lists], right: list[Lists]) -> list[Lists]:
         return [merge(*pair) for pair in zip(left, right, strict=True)]
 
+    @property
+    def tile_rows(self) -> int:
+        # Of tiles that are few, those without a row of a group are left out.
+        at_once = self.device == "cpu" and self.groups is None
+        return self.step * (self.window.steps_at_once(self.step) if at_once else 1)
+
     def tiles(self, start: int, stop: int) -> Tiles:
         """Return the tiles that hold a row of a group."""
         every = super().tiles(start, stop)
@@ -163,7 +169,7 @@ class SelectPass(WindowPass[list["Running | DeviceLists"], list[Lists]]):
     def _lists(self) -> Running | DeviceLists:
         device = self.device
         if device == "cpu":
-            return Running(self.targets, self.k, np.dtype(np.float32), self.step)
+            return Running(self.targets, self.k, np.dtype(np.float32), self.tile_rows)
         from trakstore.scores.device_lists import DeviceLists
 
         return DeviceLists(self.targets, self.k, device)

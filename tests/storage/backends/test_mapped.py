@@ -2,48 +2,98 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from trakstore.storage.backends import mapped as module
-from trakstore.storage.backends.mapped import mapped
+from trakstore.storage.backends.mapped import _pages, mapped, maps_files, unmapped
 
 SIZE = 3 * 2**20 + 5
+pytestmark = pytest.mark.skipif(not maps_files, reason="this system maps no files so")
 
 
 @pytest.fixture
-def handle(tmp_path):
-    path = tmp_path / "file"
+def path(tmp_path):
+    path = tmp_path / "folder/file"
+    path.parent.mkdir()
     path.write_bytes(bytes(range(250)) * (SIZE // 250 + 1))
     os.truncate(path, SIZE)
-    opened = os.open(path, os.O_RDWR)
-    yield opened
-    os.close(opened)
+    return path
 
 
-@pytest.mark.skipif(module._madvise() is None, reason="this system maps no files so")
-def test_the_bytes_are_those_of_the_file_and_read_only(handle):
-    content = mapped(handle, SIZE)
-    if content is None:
+def text(value):
+    return np.frombuffer(os.fsencode(value) + b"\0", np.uint8)
+
+
+def place_of(path, size=SIZE):
+    return mapped(text(path.parent), text(path.name), size)
+
+
+def open_files():
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def is_mapped(path):
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+def test_the_bytes_are_those_of_the_file(path):
+    before, place = open_files(), place_of(path)
+    if place == 0:
         pytest.skip("this system is older than Linux 5.14")
-    assert content.tobytes() == os.pread(handle, SIZE, 0)
-    with pytest.raises(ValueError, match="read-only"):
-        content[0] = 1
+    assert is_mapped(path)
+    assert ctypes.string_at(place, SIZE) == path.read_bytes()
+    unmapped(place, SIZE)
+    assert not is_mapped(path)
+    assert open_files() == before
 
 
-@pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1])
-def test_a_file_of_another_size_is_left(handle, size):
-    assert mapped(handle, size) is None
+def shorter(path):
+    os.truncate(path, SIZE - 1)
 
 
-def test_pages_that_cannot_be_read_are_told(handle, monkeypatch):
-    # The file loses its end once its size was asked: whoever touched these pages would be killed.
-    monkeypatch.setattr(os, "posix_fadvise", lambda *_: os.ftruncate(handle, 100), raising=False)
-    assert mapped(handle, SIZE) is None
+def longer(path):
+    os.truncate(path, SIZE + 1)
 
 
-def test_other_systems_read(handle, monkeypatch):
-    monkeypatch.setattr("sys.platform", "darwin")
-    monkeypatch.setattr(module, "_madvise", module._madvise.__wrapped__)
-    assert mapped(handle, SIZE) is None
+def a_link(path):
+    path.rename(path.with_name("other"))
+    path.symlink_to("other")
+
+
+def a_link_to_its_folder(path):
+    path.parent.rename(path.parent.with_name("other"))
+    path.parent.symlink_to("other")
+
+
+def a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [os.unlink, shorter, longer, a_link, a_link_to_its_folder, a_pipe, a_folder],
+    ids=lambda one: one.__name__,
+)
+def test_whatever_else_is_there_is_left_to_a_read(path, change):
+    before = open_files()
+    change(path)
+    assert place_of(path) == 0
+    assert open_files() == before
+    assert not is_mapped(path.parent)
+
+
+def test_pages_that_cannot_be_read_are_told(path):
+    # As if the file lost its end once its size was asked: whoever touched a page there would be killed.
+    with path.open("rb") as file:
+        assert _pages(file.fileno(), 2 * SIZE) == 0
+    assert not is_mapped(path)
