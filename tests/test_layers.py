@@ -121,6 +121,7 @@ ORDER: dict[str, list[str]] = {
         "chunks",
         "buffers",
         "mapped",
+        "row_registers",
         "objects",
         "local",
         "location",

@@ -14,9 +14,9 @@ def coder_of(rows: np.ndarray, seed: int = 0) -> Coder:
 
 
 def told(coder: Coder, rows: np.ndarray, target: np.ndarray) -> np.ndarray:
-    out = np.empty(len(rows), np.float32)
-    estimates(out, coder.codes(rows), coder.target(target))
-    return out
+    out = np.empty((1, len(rows)), np.float32)
+    estimates(out, coder.codes(rows), [coder.target(target)])
+    return out[0]
 
 
 @pytest.mark.parametrize("dim", [1, 2, 24, 63, 64, 65, 100, 1000, 2048])

@@ -10,6 +10,7 @@ the codes: they serve all kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -242,11 +243,12 @@ class Coder(Sent):
         return CodedTarget(apart, numbers, np.float32(unit), np.float32(middle))
 
 
-def estimates(out: F32, codes: Codes, target: CodedTarget) -> None:
-    """Write estimates of the products of a target with coded rows, shape (n,)."""
-    products = np.empty(len(out), np.int32)
-    level_products(products, codes.levels, target.numbers)
-    _sum_up(out, codes, products, target)
+def estimates(out: F32, codes: Codes, targets: Sequence[CodedTarget]) -> None:
+    """Write estimates of the products of m targets with n coded rows, shape (m, n)."""
+    products = np.empty(out.shape, np.int32)
+    level_products(products, codes.levels, np.stack([one.numbers for one in targets]))
+    for own, product, target in zip(out, products, targets, strict=True):
+        _sum_up(own, codes, product, target)
 
 
 def _parts(dim: int) -> int:
