@@ -89,6 +89,29 @@ def ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + size)
 
 
+def pools_of(start: int, stop: int, batch_size: int, pool: int) -> list[tuple[int, int]]:
+    """Divide rows into what is read at once: pools of about one size, of some batches each.
+
+    Parameters
+    ----------
+    start, stop : int
+        First row, and the row after the last.
+    batch_size : int
+        Rows of a batch.
+    pool : int
+        Most rows of a pool.
+
+    Examples
+    --------
+    >>> pools_of(100, 148, batch_size=8, pool=40), pools_of(0, 20, batch_size=8, pool=8)
+    ([(100, 124), (124, 148)], [(0, 8), (8, 16), (16, 20)])
+    """
+    pools = -(-(stop - start) // pool)
+    batches = -(-(stop - start) // (pools * batch_size))
+    size = min(pool, batches * batch_size)
+    return [(start + low, start + high) for low, high in ranges(stop - start, size)]
+
+
 def span_of(numbers: range) -> tuple[int, int]:
     """Return the least number of a range and the one behind the largest, 0 and 0 for none.
 

@@ -13,12 +13,16 @@ import trakstore as ts
 from trakstore.errors import (
     DamagedError,
     IncompleteError,
+    LocationError,
     NotFoundError,
     SpecMismatchError,
     TrakStoreError,
 )
 from trakstore.spec import SplitSpec
-from trakstore.storage.writer import BlockWriter
+from trakstore.storage import growth
+from trakstore.storage.claims import claimed
+from trakstore.storage.growth import finish_withdrawal, withdraw_rows
+from trakstore.storage.writer import BlockWriter, WithdrawnError
 
 Array = np.ndarray[Any, Any]
 
@@ -149,7 +153,7 @@ def test_a_writer_that_outlives_a_drop_leaves_nothing_that_counts(store: ts.Feat
     made = store.create_split(0, "train", split.spec)
     assert made.missing_blocks() == [0, 1, 2]
     with pytest.raises(SpecMismatchError, match="dropped or replaced"):
-        BlockWriter(split)._refuse_replaced()
+        BlockWriter(split).refuse_replaced()
 
 
 def test_a_drop_that_was_stopped_is_finished_by_the_same_call(
@@ -240,3 +244,76 @@ def test_a_writer_of_a_dropped_split_stops_before_it_writes(store: ts.FeatureSto
     with pytest.raises(SpecMismatchError, match="dropped or replaced"):
         BlockWriter(old).write(0, block)
     assert not (Path(store.location.address) / "0/train").exists()
+
+
+def test_rows_that_are_withdrawn_are_missing_and_masks_stay(store: ts.FeatureStore) -> None:
+    store.mask("train", ["r3", "r9"])
+    old = store.split(0, "train")
+    withdraw_rows(old)
+    now = store.split(0, "train")
+    assert now.spec.doubted and now.spec.nonce_before == old.spec.nonce and now.state != old.state
+    assert now.status().written_rows == 0 and now.masked.tolist() == [3, 9]
+    with pytest.raises(IncompleteError, match="0 of 10 rows"):
+        store.features(0, "train")
+    (tmp,) = ts.verify_store(store).splits
+    assert (tmp.blocks, tmp.written_blocks) == (3, 0)
+
+
+def test_withdrawn_by_several_workers_is_withdrawn_once(store: ts.FeatureStore) -> None:
+    old = store.split(0, "train")
+    withdraw_rows(old)
+    document = store.location.get("0/train/zarr.json")
+    columns = {name: old.column_as_stored(name) for name in old.columns}
+    assert (
+        BlockWriter(old).is_withdrawn() and not BlockWriter(store.split(0, "train")).is_withdrawn()
+    )
+    withdraw_rows(old)
+    assert store.location.get("0/train/zarr.json") == document
+    fresh = {name: np.zeros((4, *one.shape[1:]), one.dtype) for name, one in columns.items()}
+    with pytest.raises(WithdrawnError, match="withdrew all rows"):
+        BlockWriter(old).write(0, fresh)
+    assert store.split(0, "train").status().written_rows == 0
+
+
+def test_markers_that_outlive_a_withdrawal_commit_nothing(store: ts.FeatureStore) -> None:
+    """As a run leaves them that was killed, or a worker that was slow."""
+    old, key = store.split(0, "train"), "0/train/written/c.1.0"
+    marker = store.location.get(key)
+    assert marker is not None
+    withdraw_rows(old)
+    now = store.split(0, "train")
+    store.location.put({key: marker})
+    with pytest.raises(
+        DamagedError, match=r"c\.1\.0 is of rows that were withdrawn.*featurize again"
+    ):
+        now.column("norm", allow_missing=True).read(4, 8)
+    (finding,) = ts.verify_store(store).findings
+    assert (finding.kind, finding.block) == ("marker", 1) and "were withdrawn" in finding.message
+    store.location.put({"0/train/written/skipped.1": b"1234"})
+    finish_withdrawal(now)
+    assert store.location.names("0/train/written") == ["zarr.json"]
+
+
+def test_rows_that_cannot_be_withdrawn_end_the_run(
+    store: ts.FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "_WAITS", (0.0,))
+    old = store.split(0, "train")
+    with (
+        claimed(store.location, "0/train", "repair"),
+        pytest.raises(LocationError, match=r"not be withdrawn \(.*repair by process.*same command"),
+    ):
+        withdraw_rows(old)
+    store.drop(0, "train")
+    with pytest.raises(SpecMismatchError, match="dropped or replaced"):
+        withdraw_rows(old)
+    assert store.location.get("0/train/zarr.json") is None
+
+
+def test_the_index_of_withdrawn_rows_goes_with_the_split(store: ts.FeatureStore) -> None:
+    store.write_split(0, "test", rows_of(2))
+    ts.build_index(ts.grad_dot_scores(store, of="output"))
+    assert store.location.names("_indexes/train/rows.0")
+    withdraw_rows(store.split(0, "train"))
+    store.drop(0, "train")
+    assert not store.location.names("_indexes/train/rows.0")

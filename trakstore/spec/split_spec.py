@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trakstore import documents
@@ -21,6 +21,7 @@ _WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "
 _MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
 _MOST_ENTRIES = 2**16  # of a block's commit record: one for each chunk
 _MOST_CHUNK_BYTES = 2**28
+_NONCE_BITS = 2**32 - 1
 
 _COLUMN = documents.text(documents.NAME)
 _FIELDS = {
@@ -41,9 +42,10 @@ _FIELDS = {
     "draws": documents.whole(),
     "of_spec": documents.text(),
     "settings": documents.entries(documents.text(), documents.text()),
+    "doubted": documents.one_of(True, False),
 }
 # Fields that are younger than the format: where they are empty, the document stays as it was.
-_ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings")
+_ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings", "doubted")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class SplitSpec:
     settings : tuple of (name, text)
         Settings of the model's modules that are no part of its weights; see
         :mod:`trakstore.spec.model_settings`. Empty in splits of before, and where it is not known.
+    doubted : bool
+        Whether rows of it were withdrawn, since a block of them was wrong: see :meth:`withdrawn`.
     """
 
     rows: int
@@ -102,6 +106,7 @@ class SplitSpec:
     draws: int = field(default=0, compare=False)
     of_spec: str = field(default="", compare=False)
     settings: Settings = field(default=(), compare=False)
+    doubted: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -150,6 +155,25 @@ class SplitSpec:
                 f"{store.rows_digest[:12]}): the split was copied here, or the store's own document "
                 f"was replaced; drop the split (store.drop) and featurize it for this store"
             )
+
+    def withdrawn(self) -> SplitSpec:
+        """Return the spec of the split once its rows are withdrawn: with a nonce that none of them has.
+
+        The nonce follows from the one of before, so that all workers who doubt the rows write the same.
+
+        Examples
+        --------
+        >>> spec = SplitSpec(2, 3, (("features", "float32"), ("sample_id", "int64")), nonce=5)
+        >>> spec.withdrawn().nonce, spec.withdrawn().nonce_before, spec.nonce_before
+        (4294967290, 5, None)
+        """
+        # Rows of a split that is doubted are compared one by one: nobody doubts them again.
+        return self if self.doubted else replace(self, nonce=self.nonce ^ _NONCE_BITS, doubted=True)
+
+    @property
+    def nonce_before(self) -> int | None:
+        """Nonce of the rows that were withdrawn, if any were."""
+        return self.nonce ^ _NONCE_BITS if self.doubted else None
 
     def block_range(self, block: int) -> tuple[int, int]:
         """Return the first row of a block, and the row after its last."""

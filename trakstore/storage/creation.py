@@ -20,9 +20,9 @@ from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents
 from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import EMPTY
-from trakstore.storage.growth import sweep_stale_markers
 from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split, split_document, split_spec
+from trakstore.storage.writer import BlockWriter
 
 
 def spec_shape(spec: SplitSpec, dtype: str, batch_rows: int) -> BlockShape:
@@ -89,7 +89,8 @@ def make_split(
     with error_context(f"{location}: {split} at epoch {epoch}"):
         made.spec.check_of(store)
     if made.spec.nonce == nonce:  # this process made it, and nothing was written under it yet
-        sweep_stale_markers(made)
+        # A writer that was slow may have committed a block after a drop had listed the markers.
+        BlockWriter(made).sweep()
     for name, own in array_documents(made.spec).items():
         there = put(layout.document_key(path, name), own)
         # The shape may be larger: an append writes the arrays' documents before the split's own, and

@@ -7,6 +7,7 @@ to one split, or drop it, all but the first are refused.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,20 +15,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, error_context
+from trakstore.errors import (
+    LocationError,
+    NotFoundError,
+    SpecMismatchError,
+    TrakStoreError,
+    error_context,
+)
 from trakstore.quantities import as_flag
+from trakstore.spec import SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, row_document
+from trakstore.storage.backends.location import Location
 from trakstore.storage.claims import claimed
 from trakstore.storage.completion import forget_complete, note_complete
 from trakstore.storage.dropped_rows import forget_dropped
 from trakstore.storage.ids import as_ids
-from trakstore.storage.masks import MaskEntry, Masks, change_masks
+from trakstore.storage.masks import MaskEntry, Masks, change_masks, read_masks
 from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, split_document, written_blocks
-from trakstore.storage.writer import BlockWriter
+from trakstore.storage.writer import BlockWriter, WithdrawnError
 
 Columns = Mapping[str, NDArray[Any]]
+
+_WAITS = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds, for another process that changes the split
 
 
 def append_rows(
@@ -75,17 +86,90 @@ def append_rows(
             # Readers take the old rows out of them, and the same append begins here again.
             fresh = columns(max(start, old.rows), stop)
             writer.write(block, _after_old(old, start, fresh))
-        documents = array_documents(spec).items()
-        place.put({layout.document_key(path, name): one for name, one in documents})
-        for name in (layout.MASKED, layout.SKIPPED):
-            key = layout.document_key(layout.child(path, name))
-            if place.get(key) is not None:
-                place.put({key: row_document(spec, name)})
         # The commit: from now on the rows count.
-        place.put({layout.document_key(path): split_document(path, spec)})
+        _put_documents(place, path, spec)
         noted = spec.rows if note_complete(grown) else 0
         done.update(nonce=spec.nonce, rows=spec.rows, noted=noted)
     return grown
+
+
+def _put_documents(place: Location, path: str, spec: SplitSpec) -> None:
+    """Replace the documents of a split: those of the arrays, which may be longer, then its own."""
+    documents = array_documents(spec).items()
+    place.put({layout.document_key(path, name): one for name, one in documents})
+    for name in (layout.MASKED, layout.SKIPPED):
+        key = layout.document_key(layout.child(path, name))
+        if place.get(key) is not None:
+            place.put({key: row_document(spec, name)})
+    place.put({layout.document_key(path): split_document(path, spec)})
+
+
+def withdraw_rows(split: Split, spec: SplitSpec | None = None) -> Split:
+    """Withdraw all rows of a split at once, whoever wrote them, since a block of it was wrong.
+
+    From the moment that the split's document has the nonce of :meth:`SplitSpec.withdrawn`, no marker of
+    before commits a row, neither one that a killed run left nor one that a slow worker still writes:
+    every worker that opens the split, or goes on with it, finds its rows missing, and that they are
+    doubted. Masks stay; stored grams and indexes are of other rows from then on.
+
+    Parameters
+    ----------
+    split : Split
+        As it was when its rows began to be written.
+    spec : SplitSpec, optional
+        Spec of the split with more rows, where some were to be appended.
+
+    Returns
+    -------
+    Split
+        The split without rows.
+
+    Raises
+    ------
+    LocationError
+        When another process changes the split, or the store cannot be written.
+    SpecMismatchError
+        When the split was dropped or replaced meanwhile.
+    """
+    place, path = split.location, split.path
+    made = replace(split, spec=(spec or split.spec).withdrawn(), complete=False)
+    writer = BlockWriter(split)
+    for wait in (*_WAITS, None):
+        try:
+            writer.refuse_replaced()
+            with claimed(place, path, "withdraw") as done:
+                # A drop, or another worker, may have come first.
+                writer.refuse_replaced()
+                _put_documents(place, path, made.spec)
+                done.update(nonce=made.spec.nonce, rows=made.rows, noted=0)
+            break
+        except WithdrawnError:  # by another worker, who found the same
+            break
+        except LocationError as error:
+            if wait is None:
+                raise LocationError(
+                    f"a block of {split.name} at epoch {split.epoch} was wrong, so that others may be, "
+                    f"and they could not be withdrawn ({error}): run the same command again, or drop "
+                    f"the split (store.drop) and featurize it again"
+                ) from error
+            time.sleep(wait)
+    finish_withdrawal(made)
+    return made
+
+
+def finish_withdrawal(split: Split) -> None:
+    """Delete the markers of rows that were withdrawn, and leave the same rows out as before."""
+    BlockWriter(split).sweep()
+    epoch = layout.epoch_path(split.epoch)
+
+    def change(now: Masks) -> dict[str, MaskEntry] | None:
+        there = now.entries.get(epoch)
+        if there is None or there.nonce != split.spec.nonce_before:
+            return None
+        return {epoch: replace(there, nonce=split.spec.nonce)}
+
+    if read_masks(split.location, split.name).entries:
+        change_masks(split.location, split.name, change)
 
 
 def _as_it_is(split: Split) -> Split:
@@ -242,16 +326,3 @@ def drop_split(split: Split) -> None:
         forget_dropped(place, path)
         place.delete([layout.document_key(path)])
         place.delete_folder(path)
-
-
-def sweep_stale_markers(split: Split) -> None:
-    """Delete markers of a split of the same name that was dropped while it was being written."""
-    place, path = split.location, split.path
-    # A writer that was slow may have committed a block after the drop had listed the markers. Its nonce
-    # is the old split's, so that no reader takes it, but to this split's writers it would be committed.
-    stale = [
-        block
-        for block in written_blocks(place, path)
-        if BlockWriter(split).marker_nonce(block) != split.spec.nonce
-    ]
-    place.delete([layout.marker_key(path, block) for block in stale])

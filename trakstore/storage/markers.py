@@ -106,6 +106,11 @@ def _parsed(
     if len(value) < 3 * TAIL or not intact(value):
         raise DamagedError(f"{location}: {key} is damaged: its checksum is wrong")
     rows, nonce = np.frombuffer(value[: 2 * TAIL], "<u4").tolist()
+    if nonce == spec.nonce_before:
+        raise DamagedError(
+            f"{location}: {key} is of rows that were withdrawn, since a block of the split was wrong; "
+            f"run the same featurize again to write them"
+        )
     if nonce != spec.nonce:
         raise DamagedError(
             f"{location}: {key} is of another split: it has nonce {nonce}, the split {spec.nonce}"

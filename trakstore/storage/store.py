@@ -333,8 +333,9 @@ class FeatureStore(StoreReader):
             return
         for name in self.splits_of(epoch) if split is None else (split,):
             # Indexes of its rows go first: a drop that was stopped and goes on finds another nonce.
-            nonce = self._catalogue.open_to_drop(epoch, name).spec.nonce
-            drop_index(self.location, name, layout.as_epoch(epoch), nonce)
+            spec = self._catalogue.open_to_drop(epoch, name).spec
+            nonces = (spec.nonce, spec.nonce_before)
+            drop_index(self.location, name, layout.as_epoch(epoch), nonces)
             drop_split(self._catalogue.open_to_drop(epoch, name))
             self._catalogue.remove(epoch, name)
         if split is not None:

@@ -28,9 +28,13 @@ from trakstore.storage.arrays import (
 )
 from trakstore.storage.backends.chunks import TAIL, ChunkForm
 from trakstore.storage.group_documents import attributes
-from trakstore.storage.split import Split
+from trakstore.storage.split import Split, written_blocks
 
 ATTEMPTS = 8
+
+
+class WithdrawnError(SpecMismatchError):
+    """Rows are of a split that was withdrawn since it was opened: another worker doubts them."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,32 @@ class BlockWriter:
             [layout.marker_key(path, block), layout.skipped_key(path, block)]
         )
 
+    def is_withdrawn(self) -> bool:
+        """Tell whether the rows of the split, as it was opened, were withdrawn: one request."""
+        document = self.split.location.get(layout.document_key(self.split.path))
+        return document is not None and self._says_withdrawn(attributes(document, self.split.path))
+
+    def _says_withdrawn(self, known: Mapping[str, Any]) -> bool:
+        """Tell whether the attributes of the split's document say so."""
+        same = known.get("nonce") == self.spec.withdrawn().nonce
+        return same and not self.spec.doubted and known.get("doubted") is True
+
+    def sweep(self) -> None:
+        """Delete markers of before: of a split that was dropped, or of rows that were withdrawn.
+
+        No reader takes them, since their nonce is another one; but for writers, who look for the keys
+        alone, their blocks would be committed.
+        """
+        place, path = self.split.location, self.split.path
+        stale = [
+            block
+            for block in written_blocks(place, path)
+            if self.marker_nonce(block) not in (None, self.spec.nonce)
+        ]
+        # A kill between the two leaves markers, by which the next sweep finds the blocks again.
+        place.delete([layout.skipped_key(path, block) for block in stale])
+        place.delete([layout.marker_key(path, block) for block in stale])
+
     def write(self, block: int, columns: Mapping[str, NDArray[Any]]) -> None:
         """Write and commit a block.
 
@@ -124,19 +154,19 @@ class BlockWriter:
         place, path = self.split.location, self.split.path
         keys = {layout.child(path, key): value for key, value in chunks.items()}
         try:
-            self._refuse_replaced()
+            self.refuse_replaced()
             # A kill from here to the marker leaves chunks that no marker commits: the block is missing,
             # and is written again, over them.
             place.put(keys)
             # The split may have been dropped meanwhile, or started again with other values
             # (`give_again`): the marker would commit these chunks to the new split.
-            self._refuse_replaced(written=list(keys))
+            self.refuse_replaced(written=list(keys))
             place.put({layout.marker_key(path, block): marker})
         except LocationError as error:
             with suppress(LocationError):
                 # If the split was dropped meanwhile, that is what is said: this raises another error,
                 # which is not suppressed.
-                self._refuse_replaced(written=list(keys))
+                self.refuse_replaced(written=list(keys))
             cause = getattr(error.__cause__, "errno", None)
             full = "; free some space" if cause in (errno.ENOSPC, errno.EDQUOT) else ""
             raise LocationError(
@@ -187,7 +217,7 @@ class BlockWriter:
         entries[0, 2 : 2 + len(tails)] = np.frombuffer(b"".join(tails), "<u4")
         return b"".join(ChunkForm(entries.shape, "uint32").encode(entries))
 
-    def _refuse_replaced(self, written: Sequence[str] = ()) -> None:
+    def refuse_replaced(self, written: Sequence[str] = ()) -> None:
         """Raise unless the split is still the one that was opened.
 
         Chunks that were written below a split that is gone are deleted: the drop may have gone through
@@ -199,6 +229,11 @@ class BlockWriter:
             same_values = self.spec.given in (None, known.get("given"))
             if same_values and known.get("nonce") == self.spec.nonce:
                 return
+            if self._says_withdrawn(known):
+                raise WithdrawnError(
+                    f"a worker met a block of {self.split.path} that was wrong, and withdrew all rows, "
+                    f"while these were being written; start the run again"
+                )
         else:
             self.split.location.delete(list(written))
         raise SpecMismatchError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -235,8 +235,10 @@ def known_index(
         return None
 
 
-def drop_index(location: Location, split: str, epoch: layout.Epoch, nonce: int) -> None:
-    """Delete the index of a split's rows at an epoch where it has this nonce there.
+def drop_index(
+    location: Location, split: str, epoch: layout.Epoch, nonces: Container[int | None]
+) -> None:
+    """Delete the index of a split's rows at an epoch where it has one of these nonces there.
 
     Raises
     ------
@@ -245,7 +247,7 @@ def drop_index(location: Location, split: str, epoch: layout.Epoch, nonce: int) 
     """
     path = layout.index_path(split, epoch)
     known = known_index(location, path)
-    if known is not None and known[0].nonce == nonce:
+    if known is not None and known[0].nonce in nonces:
         with claimed(location, path, "drop"):
             delete_table(location, path)
 
