@@ -331,6 +331,8 @@ ORDER: dict[str, list[str]] = {
         "watch",
         "model_settings",
         "first_samples",
+        "probed",
+        "appended",
         "task",
         "worker",
         "shares",

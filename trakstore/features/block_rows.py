@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from trakstore.features.outputs import ModelOutput
 from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.token_rows import TokenRows
 from trakstore.features.wording import first_line
-from trakstore.planning import ranges, window_rows
+from trakstore.planning import pools_of, window_rows
 from trakstore.spec import StoreSpec
 from trakstore.storage import layout
 from trakstore.storage.columns import stored_activations, stored_rows
@@ -87,7 +88,9 @@ class RowComputer:
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
     doubted : bool
-        Whether rows were wrong, so that some of the blocks before may be that were not compared.
+        Whether rows were wrong, so that rows may be that were not compared.
+    distrusted : bool
+        Whether all rows are computed by the generic engine: see :meth:`distrust`.
     peaks : Peaks
         Bytes that samples need, as far as they were counted.
     """
@@ -111,13 +114,13 @@ class RowComputer:
     labels: LabelDraws | TokenRows | None = None
     need: Need | None = None
     doubted: bool = False
+    distrusted: bool = False
     peaks: Peaks = field(default_factory=Peaks)
 
     @property
     def least_block(self) -> int:
         """Rows that a block has at least, where they are not asked for."""
-        most = min(self.pool, _SORTED * self.batch_size, len(self.ids))
-        return max(self.batch_size, most)
+        return max(self.batch_size, min(self.pool, _SORTED * self.batch_size, len(self.ids)))
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """Return the same with as many samples at once as fit in ``limit`` bytes beside the model.
@@ -188,9 +191,12 @@ class RowComputer:
         """Compute all columns of rows ``start`` to ``stop``; see :meth:`begin`."""
         return self.begin(start, stop)()
 
-    def begin(
-        self, start: int, stop: int, then: Piece | None = None, *, generic: bool = False
-    ) -> Callable[[], Columns]:
+    def distrust(self) -> None:
+        """Compute all rows by the generic engine from here on, and compare each of them."""
+        # Whoever computes rows of the split, before or after a stop, does it alike: to the bit.
+        self.check, self.distrusted, self.doubted = "all", True, False
+
+    def begin(self, start: int, stop: int, then: Piece | None = None) -> Callable[[], Columns]:
         """Compute rows ``start`` to ``stop``, and return a function that gives their columns.
 
         A GPU may still be computing them then: to wait for it, to check, and to convert to the stored
@@ -201,8 +207,6 @@ class RowComputer:
         start, stop : int
         then : tuple of int, optional
             Rows that will be asked for next, whose first samples are read meanwhile.
-        generic : bool
-            Whether they are computed by the generic engine.
 
         Raises
         ------
@@ -215,7 +219,8 @@ class RowComputer:
         """
         if self.labels is not None:
             self.labels.forget(max(1, int(self.at_once) // self.labels.draws))
-        pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
+        pools = partial(pools_of, batch_size=self.batch_size, pool=self.pool)
+        pieces, following, generic = pools(start, stop), then and pools(*then)[0], self.distrusted
         self.engine.apart.begin()
         parts, order = self._parts(pieces, following, generic=generic)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
@@ -238,13 +243,6 @@ class RowComputer:
                 return self._stored(parts, order, start, stop)
 
         return finish
-
-    def _pieces(self, start: int, stop: int) -> list[Piece]:
-        """Divide rows into what is read at once: pools of about one size, of some batches each."""
-        pools = -(-(stop - start) // self.pool)
-        batches = -(-(stop - start) // (pools * self.batch_size))
-        size = min(self.pool, batches * self.batch_size)
-        return [(start + low, start + high) for low, high in ranges(stop - start, size)]
 
     def _parts(
         self, pieces: list[Piece], following: Piece | None, *, generic: bool = False
@@ -288,18 +286,22 @@ class RowComputer:
     def _right(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], *, generic: bool = False
     ) -> bool:
-        """Check a block: a wrong one makes those before it doubted, and others compared in all rows."""
+        """Check a block: a wrong one makes all others doubted, and compared in all rows."""
         gpu_done()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
         read = lambda rows: self._labelled(rows, self.pick(rows))  # noqa: E731
         block = ComputedBlock(self.engine, self.where, features, order, read)
         # What was computed one by one needs no more than a look.
         check: CheckedRows = "some" if generic and self.engine.one_by_one else self.check
-        agrees = block.agrees(check, max(1, min(self.batch_size, int(self.at_once))))
+        most = max(1, min(self.batch_size, int(self.at_once)))
         if generic:
-            return agrees
-        drawn = self.engine.apart.drawn
-        self.doubted |= self.check == "some" and (drawn or not agrees)
+            return block.agrees(check, most)
+        before, self.doubted = (
+            self.doubted,
+            True,
+        )  # should the check raise that samples see one another
+        agrees, drawn = block.agrees(check, most), self.engine.apart.drawn
+        self.doubted = before or drawn or not agrees
         self.check = self.check if agrees else "all"
         return agrees and not drawn and not (self.skip_bad_rows and block.spoils_good_rows())
 
@@ -357,9 +359,8 @@ class RowComputer:
 
     def _lightness(self, batch: Any) -> float:
         """Return how many samples of a batch need what one of those measured needs."""
-        if self.need is None:
-            return 1.0
-        return self.need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
+        need = self.need
+        return 1.0 if need is None else need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
         """Return columns on their way to the CPU, or None where memory did not suffice."""

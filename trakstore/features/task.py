@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,56 +13,46 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from trakstore.errors import NumericsError, TrakStoreError
-from trakstore.features.activations import NamedActivations
-from trakstore.features.background import OneBehind, ReadAhead
-from trakstore.features.batches import Batches
+from trakstore.errors import NumericsError
+from trakstore.features.appended import append_samples
+from trakstore.features.background import OneBehind
 from trakstore.features.blamed_samples import (
-    CheckedBatches,
-    Piece,
-    Read,
     blaming_samples,
-    need_forms,
 )
 from trakstore.features.block_rows import Columns, RowComputer
-from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.fingerprint import sampled_rows
-from trakstore.features.first_samples import first_outputs, first_samples
-from trakstore.features.fitness import explained
 from trakstore.features.job import Job
 from trakstore.features.model_settings import ModelSettings, need_same_settings
-from trakstore.features.outputs import ModelOutput
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.preparation import Preparation, Stopwatch
+from trakstore.features.probed import blaming_changes, probed
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
 from trakstore.features.sharding import WHOLE, Sharding
-from trakstore.features.sorted_batches import POOL
 from trakstore.features.spent import Featurized, Spent
-from trakstore.features.split_samples import SplitSamples
 from trakstore.features.streamed import Streamed
-from trakstore.features.token_samples import TokenSamples, samples_of
+from trakstore.features.token_samples import samples_of
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count
-from trakstore.spec import SplitSpec, StoreSpec, check_equal
+from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype
 from trakstore.storage.creation import spec_shape
-from trakstore.storage.growth import append_rows
+from trakstore.storage.growth import finish_withdrawal, withdraw_rows
 from trakstore.storage.opening import find_store, location_of, open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.scale_factors import write_factors
-from trakstore.storage.writer import BlockWriter
+from trakstore.storage.writer import BlockWriter, WithdrawnError
 
 __all__ = ["SplitTask"]
 
 Blame: TypeAlias = "Callable[[range], AbstractContextManager[None]]"
 
+log = logging.getLogger("trakstore")
+
 _USED = 0.9  # of what is free on a GPU
-_REPEATED = 8  # rows that a collator is given twice
 
 
 @dataclass
@@ -79,10 +70,11 @@ class SplitTask:
     prepared: Preparation = field(default_factory=Preparation)
     background: OneBehind = field(default_factory=OneBehind)
     rows_written: int = 0
-    rows_twice: int = 0  # of those, committed by another worker since they were begun
+    rows_twice: int = 0  # of those, committed by another worker or withdrawn since they were begun
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
-    _blocks: list[int] = field(default_factory=list)
+    careful: bool = False  # whether every worker compares all rows, from the first block on
+    _compared: set[int] | None = None  # blocks of this task, where all of their rows are compared
     _computed: float = 0.0  # time at which the columns of the last block were there
 
     @classmethod
@@ -130,7 +122,7 @@ class SplitTask:
             if scale is not None:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector, sharding)
-            rows, probe, batches = _probed(
+            rows, probe, batches = probed(
                 job, epoch, split, samples, device, engine, output, spec, watch, clock, sharding
             )
             blame = partial(blaming_samples, batches, job.model, output, alone=sharding.whole)
@@ -161,15 +153,21 @@ class SplitTask:
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
             if job.append:
-                _append(opened, epoch, split, wanted, rows, samples, blame)
+                append_samples(opened, epoch, split, wanted, rows, samples, blame)
                 watch.check(surely=True)
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
                 # Rows of a block are compared at its end, while the first of the next one are read.
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
+            if made.spec.doubted:
+                rows.distrust()
+                if sharding.writes:
+                    finish_withdrawal(made)  # which a run before may not have come to
             clock.lap("store")
             task = cls(rows, BlockWriter(made), watch, blame, sharding, clock.measured)
+            task.careful = rows.check == "all" != job.check
+            task._compared = set() if rows.check == "all" else None
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
@@ -181,45 +179,101 @@ class SplitTask:
         began, waited = time.monotonic(), self.rows.batches.waited
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
-        with _blaming_changes(self.watch), self.blame(range(start, stop)):
-            finish = self.rows.begin(start, stop, following)
+        try:
+            with blaming_changes(self.watch), self.blame(range(start, stop)):
+                finish = self.rows.begin(start, stop, following)
+        except NumericsError:
+            if self.rows.doubted and self._has_others():
+                self._withdraw()
+            raise
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
         self.wait()
         self.watch.check()
-        self.background.submit(lambda: self._store(block, finish))
+        # The doubt is stored before the block by which it came: until that is committed the split is
+        # incomplete, so that nobody takes it for right if this process is killed just here.
+        if self.rows.doubted and self.sharding.same(self._has_others()):
+            self._withdraw()
+        self.rows.doubted = False
+        self.background.submit(partial(self._store, self.writer, block, finish))
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
-        if self.rows.doubted:
-            self._write_again()
-        self._blocks.append(block)
+        if self._compared is not None:
+            self._compared.add(block)
 
-    def _write_again(self) -> None:
-        """Compute the blocks before one that was wrong by the generic engine, and write them again."""
-        self.rows.doubted = False
-        for block in self._blocks:
-            with _blaming_changes(self.watch):
-                finish = self.rows.begin(*self.writer.spec.block_range(block), generic=True)
-            self.wait()
-            if self.sharding.writes:
-                self.writer.withdraw(block)
-            self.background.submit(partial(self._store, block, finish))
+    def _has_others(self) -> bool:
+        """Tell whether there may be blocks of which not all rows were compared."""
+        if self.careful or self._compared is None:
+            return not self.careful
+        written = set(range(self.writer.spec.blocks)).difference(self.writer.split.missing_blocks())
+        return not written <= self._compared
+
+    def _withdraw(self) -> None:
+        """Withdraw all blocks, whoever wrote them, since one was wrong: they are missing from here on.
+
+        They are made anew as all that is missing, by the generic engine.
+        """
+        split = self.writer.split
+        log.warning(
+            "%s at epoch %s: other blocks may be wrong as well, in rows that were not compared: all "
+            "that are written are withdrawn, and made anew by the generic engine",
+            *(split.name, split.epoch),
+        )
+        if self.sharding.writes:
+            withdraw_rows(split)
+        self._distrust()
+
+    def _distrust(self) -> None:
+        """Go on with a split whose blocks were withdrawn, by this worker or another one."""
+        if not self.writer.spec.doubted:
+            split = self.writer.split
+            self.writer = BlockWriter(replace(split, spec=split.spec.withdrawn()))
+            self.rows.distrust()
 
     def is_written(self, block: int) -> bool:
         """Tell whether a block is committed, by whichever worker."""
-        return self.sharding.same(self.writer.is_written(block))
+        written, withdrawn = self.writer.is_written(block), self._is_withdrawn()
+        written, withdrawn = self.sharding.same((written, withdrawn))
+        if withdrawn and not self.writer.spec.doubted:
+            self._distrust()
+            return False  # the marker may be one of before
+        return written
 
     def missing(self) -> list[int]:
         """List the blocks that are not committed; ranks of a sharded model ask at once."""
-        return self.sharding.agreed(self.writer.split.missing_blocks)
+        withdrawn, missing = self.sharding.agreed(self._withdrawn_and_missing)
+        if withdrawn:
+            self._distrust()
+        return missing
 
-    def _store(self, block: int, finish: Callable[[], Columns]) -> None:
+    def _withdrawn_and_missing(self) -> tuple[bool, list[int]]:
+        withdrawn = self._is_withdrawn()
+        if withdrawn and not self.writer.spec.doubted:
+            self._distrust()
+            # Its markers of before may have come after those were deleted.
+            finish_withdrawal(self.writer.split)
+        return withdrawn, self.writer.split.missing_blocks()
+
+    def _is_withdrawn(self) -> bool:
+        return self.writer.spec.doubted or self.writer.is_withdrawn()
+
+    def _store(self, writer: BlockWriter, block: int, finish: Callable[[], Columns]) -> None:
         columns = finish()
         self._computed = time.monotonic()
         if self.sharding.writes:
-            twice = self.writer.is_written(block)
-            self.writer.write(block, columns)
-            start, stop = self.writer.spec.block_range(block)
+            twice = writer.is_written(block)
+            if writer.spec.doubted:
+                # Reasons of bad rows may be left from before, of rows that are right now.
+                writer.withdraw(block)
+            try:
+                writer.write(block, columns)
+                # Once more: the rows may have been withdrawn just before the marker came.
+                writer.refuse_replaced()
+            except WithdrawnError:
+                # The rows are of an engine that another worker found wrong: the block is missing.
+                twice = True
+                BlockWriter(replace(writer.split, spec=writer.spec.withdrawn())).sweep()
+            start, stop = writer.spec.block_range(block)
             self.rows_twice += stop - start if twice else 0
 
     def wait(self) -> None:
@@ -270,79 +324,6 @@ class SplitTask:
         return float(np.median(self._seconds)) if self._seconds else self.prepared.total
 
 
-def _probed(
-    job: Job,
-    epoch: int | str,
-    split: str,
-    samples: SplitSamples | TokenSamples,
-    device: torch.device,
-    engine: FactorisedEngine,
-    output: ModelOutput,
-    spec: StoreSpec,
-    watch: WeightWatch,
-    clock: Stopwatch,
-    sharding: Sharding,
-) -> tuple[RowComputer, Columns, Batches]:
-    """Make what computes the rows, and the columns of the first samples, before anything is written."""
-    dataset, ids, model = samples.dataset, samples.ids, job.model
-    if job.activations and engine.tensor_parallel:
-        raise TrakStoreError(
-            "activations= of a model whose layers are divided between ranks are parts, and are not "
-            "stored: leave them out, or shard it without tensor parallel"
-        )
-    batches = Batches.of(model, output, dataset, device, job.collate, ids)
-    batches.need_repeatable(min(len(ids), _REPEATED))
-    probed, first, classes = first_samples(job, output, batches, len(ids))
-    # Later outputs of this sample are compared with these.
-    with explained(model, output, first):
-        watch.asks(partial(first_outputs, model, output, first))
-    check_determinism(device, partial(engine.run_as_training, first))
-    clock.lap("passes")
-    # A batch holds all draws of its samples, so that one forward pass can serve them.
-    each = samples.each
-    size = min(job.batch_size * each, len(ids))
-    some = samples.first_rows(sampled_rows(samples.given))
-    if engine.whole:
-        need_forms(batches, model, output, some)
-    uneven = batches.uneven(some) if size < len(ids) else None
-
-    def read(piece: Piece) -> Read:
-        return batches.several(*piece, size, by_length=uneven is not None, each=each)
-
-    checked = partial(CheckedBatches, batches=batches, model=model, output=output, first=first)
-    reader = checked(read) if engine.whole else ReadAhead(read)
-    computer = RowComputer(
-        engine,
-        NamedActivations(model, output, job.activations),
-        output,
-        reader,
-        ids,
-        f"{split} at epoch {epoch}",
-        spec,
-        classes,
-        batch_size=size,
-        pool=size if uneven is None else POOL * size,
-        measured=uneven[:2] if uneven else tuple(range(min(2, len(ids)))),
-        shortest=uneven[-2:] if uneven else (),
-        at_once=size,
-        pick=lambda rows: batches.picked(rows.tolist()),
-        check=job.check,
-        skip_bad_rows=job.skip_bad_rows,
-        labels=samples.labels(model, output, sharding),
-    )
-    with explained(model, output, first), _blaming_changes(watch):
-        columns = computer.columns(*probed)
-    columns.pop(layout.SKIPPED, None)
-    watch.check(surely=True)
-    if engine.autocast and job.precision != "bfloat16":
-        raise TrakStoreError(
-            "the model turns on autocast in its own forward, so that its features are not of its "
-            "parameters' precision; turn it off there, or give autocast='bfloat16', which the store "
-            "tells of"
-        )
-    return computer, columns, batches
-
-
 def _within_memory(
     rows: RowComputer, job: Job, wanted: SplitSpec, device: torch.device
 ) -> RowComputer:
@@ -356,44 +337,3 @@ def _within_memory(
         torch.cuda.empty_cache()
         return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]))
     return rows
-
-
-@contextmanager
-def _blaming_changes(watch: WeightWatch) -> Iterator[None]:
-    """Raise that the model changed, if it did, in place of an error about rows that are wrong."""
-    try:
-        yield
-    except NumericsError:
-        watch.check(surely=True)
-        raise
-
-
-def _append(
-    store: FeatureStore,
-    epoch: int | str,
-    split: str,
-    wanted: SplitSpec,
-    rows: RowComputer,
-    samples: SplitSamples | TokenSamples,
-    blame: Blame,
-) -> None:
-    """Add the samples that the data set has more than the store, if the others are the same."""
-    if split not in store.splits_of(epoch):
-        return
-    old = store.split(epoch, split)
-    more = wanted.rows - old.rows
-    if more <= 0:
-        return
-    count = old.rows
-    # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
-    # compared with that of as many samples as there were.
-    choices = [one.fingerprint for one in samples.of_first(count)]
-    first = old.spec.dataset if old.spec.dataset in choices else choices[-1]
-    same = replace(wanted, rows=count, dataset=first)
-    check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
-
-    def columns(start: int, stop: int) -> Columns:
-        with blame(range(start, stop)):
-            return rows.columns(start, stop)
-
-    append_rows(old, more, columns, dataset=wanted.dataset)

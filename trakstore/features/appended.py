@@ -1,0 +1,73 @@
+"""Samples that a data set has gained at its end, added to a split that is stored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from trakstore.errors import TrakStoreError
+from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.split_samples import SplitSamples
+from trakstore.features.token_samples import TokenSamples
+from trakstore.spec import SplitSpec, check_equal
+from trakstore.storage.growth import append_rows, withdraw_rows
+from trakstore.storage.store import FeatureStore
+
+__all__ = ["append_samples"]
+
+log = logging.getLogger("trakstore")
+
+
+class _DoubtError(TrakStoreError):
+    """Rows are right, and others, which were computed before, may not be."""
+
+
+def append_samples(
+    store: FeatureStore,
+    epoch: int | str,
+    split: str,
+    wanted: SplitSpec,
+    rows: RowComputer,
+    samples: SplitSamples | TokenSamples,
+    blame: Callable[[range], AbstractContextManager[None]],
+) -> None:
+    """Add the samples that the data set has more than the store, if the others are the same.
+
+    Where a block of them is wrong, those that are stored are doubted like the others: the split has all
+    rows from then on, and none of them is there.
+    """
+    if split not in store.splits_of(epoch):
+        return
+    old = store.split(epoch, split)
+    more = wanted.rows - old.rows
+    if more <= 0:
+        return
+    count = old.rows
+    # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
+    # compared with that of as many samples as there were.
+    choices = [one.fingerprint for one in samples.of_first(count)]
+    first = old.spec.dataset if old.spec.dataset in choices else choices[-1]
+    same = replace(wanted, rows=count, dataset=first)
+    check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
+
+    if old.spec.doubted:
+        rows.distrust()
+
+    def columns(start: int, stop: int) -> Columns:
+        with blame(range(start, stop)):
+            made = rows.columns(start, stop)
+        if rows.doubted:
+            raise _DoubtError(f"rows {start} to {stop - 1} were wrong")
+        return made
+
+    try:
+        append_rows(old, more, columns, dataset=wanted.dataset)
+    except _DoubtError:
+        log.warning(
+            "%s at epoch %s: the %d rows that are stored may be wrong where they were not compared: "
+            "all are withdrawn, and made anew by the generic engine with those that are appended",
+            *(split, epoch, count),
+        )
+        withdraw_rows(old, replace(old.spec, rows=wanted.rows, dataset=wanted.dataset))
