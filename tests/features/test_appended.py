@@ -12,6 +12,8 @@ from features.stopped import stopped_after
 from torch.utils.data import Subset
 
 import trakstore as ts
+from trakstore.errors import NumericsError
+from trakstore.features.factorised import FactorisedEngine
 
 DATA = Samples(64)
 OLD = Subset(DATA, range(24))  # one block and a half
@@ -44,6 +46,23 @@ def test_a_stop_while_they_are_made_anew(tmp_path: Path, monkeypatch: pytest.Mon
         assert ts.open_store(where).split(0, "train").status().written_rows == 16
         run(DATA, where, append=True)
     assert_right(where, DATA)
+
+
+def test_an_append_that_no_engine_can_do_says_what_it_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "s.zarr"
+    run(OLD, where)
+    monkeypatch.setattr(
+        FactorisedEngine, "generic_rows", lambda engine, batch: FactorisedEngine.rows(engine, batch)
+    )
+    message = (
+        r"rows 48 to 63 are not .*; the 24 rows that are stored stay, and may be wrong .*'all'"
+    )
+    with wrong_in(WRONG, DATA), pytest.raises(NumericsError, match=message):
+        run(DATA, where, append=True)
+    split = ts.open_store(where).split(0, "train")
+    assert split.rows == 24 and split.status().complete
 
 
 def test_a_split_that_was_doubted_is_appended_to_with_all_care(tmp_path: Path) -> None:

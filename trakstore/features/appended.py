@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.token_samples import TokenSamples
@@ -64,6 +64,15 @@ def append_samples(
 
     try:
         append_rows(old, more, columns, dataset=wanted.dataset)
+    except NumericsError as error:
+        if not rows.doubted:
+            raise
+        # No engine can make the stored rows anew, so that they stay.
+        raise NumericsError(
+            f"{error}; the {count} rows that are stored stay, and may be wrong where they were not "
+            f"compared: to have all of them compared, drop the split (store.drop) and featurize it "
+            f"with check='all'"
+        ) from error
     except _DoubtError:
         log.warning(
             "%s at epoch %s: the %d rows that are stored may be wrong where they were not compared: "

@@ -186,15 +186,17 @@ class SplitTask:
             if self.rows.doubted and self._has_others():
                 self._withdraw()
             raise
+        if self.rows.doubted:
+            # At once, and before the block by which it came is committed: until that is, the split is
+            # incomplete, so that nobody takes it for right if this process is killed just here.
+            self.watch.check()
+            if self.sharding.same(self._has_others()):
+                self._withdraw()
+            self.rows.doubted = False
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
         self.wait()
         self.watch.check()
-        # The doubt is stored before the block by which it came: until that is committed the split is
-        # incomplete, so that nobody takes it for right if this process is killed just here.
-        if self.rows.doubted and self.sharding.same(self._has_others()):
-            self._withdraw()
-        self.rows.doubted = False
         self.background.submit(partial(self._store, self.writer, block, finish))
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
