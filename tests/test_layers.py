@@ -422,8 +422,10 @@ ORDER: dict[str, list[str]] = {
     ],
     "evaluation": [
         "intervals",
+        "places",
         "lds",
         "retraining",
+        "trained",
         "training",
         "removals",
         "wrong_labels",

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 import trakstore as ts
 from trakstore.errors import TrakStoreError
-from trakstore.evaluation.lds import lds, lds_difference, predicted_outputs
+from trakstore.evaluation.lds import check_subsets, lds, lds_difference, predicted_outputs
 from trakstore.evaluation.retraining import Retrained, retrain
 from trakstore.sampling import SubsetPlan
 
@@ -133,6 +133,50 @@ def test_ridge_regression_is_nearly_linear_in_its_samples(
     found = lds(scores, models["subset"].values, models["output"].values)
     assert found.low > 0.95
     assert lds(-np.asarray(scores), models["subset"].values, models["output"].values).mean < -0.95
+
+
+def test_masked_rows_and_targets_leave_their_columns_out(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    train, test = rng.normal(size=(24, 4)), rng.normal(size=(5, 4))
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    store.write_split(0, "train", train)
+    store.write_split(0, "test", test)
+    store.mask("train", [0, 7])
+    store.mask("test", [2])
+    scores, products = ts.grad_dot_scores(store, of="output"), test @ train.T
+    rows, targets = np.delete(np.arange(24), [0, 7]), [0, 1, 3, 4]
+    plan = SubsetPlan(24, without=store.split(0, "train").masked.tolist())
+    masks = plan.masks(0, 20)
+    outputs = masks @ products.T + rng.normal(size=(20, 5))
+    np.testing.assert_allclose(
+        predicted_outputs(scores, masks), (masks @ products.T).T[targets], rtol=1e-5, atol=1e-5
+    )
+    wanted = [spearmanr(masks @ products[t], outputs[:, t]).statistic for t in targets]
+    found = lds(scores, masks, outputs)
+    np.testing.assert_allclose(found.per_target, wanted)
+    # Models may know the rows and targets that are left alone.
+    few = lds(scores, masks[:, rows], outputs[:, targets])
+    np.testing.assert_array_equal(few.per_target, found.per_target)
+    # A selection of scores is one of the same stored rows: the others are worth nothing.
+    some = scores.isel(target=[3, 0], train=[9, 0, 4])
+    np.testing.assert_allclose(
+        predicted_outputs(some, masks),
+        (masks[:, [11, 1, 5]] @ products[[4, 0]][:, [11, 1, 5]].T).T,
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    with pytest.raises(TrakStoreError, match="need subsets of 22 or 24 train rows"):
+        lds(scores, masks[:, :23], outputs)
+    with pytest.raises(TrakStoreError, match="outputs are of 3 targets, scores of 4"):
+        lds(scores, masks, outputs[:, :3])
+
+
+def test_plans_that_tell_nothing_are_known_before_training() -> None:
+    for plan, models in ((SubsetPlan(9, share=1), 9), (SubsetPlan(9, repeats=3), 6)):
+        with pytest.raises(TrakStoreError, match=r"three different subsets, got [12]"):
+            check_subsets(plan, models)
+    check_subsets(SubsetPlan(9, repeats=3), 7)
 
 
 def test_subsets_of_zeros_and_ones_are_those_of_booleans(rng: np.random.Generator) -> None:

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
+from trakstore.evaluation.places import target_places, train_places
 from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_number, as_whole
+from trakstore.sampling import SubsetPlan
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
 F64 = NDArray[np.float64]
 _COLUMNS = 2**14  # train rows whose subsets are made numbers at once
+_SUBSETS = 3  # fewest different subsets that a rank correlation can be taken over
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +106,11 @@ def lds(
     scores : Scores, DataArray or array, shape (m, n)
         Positive where training on a sample raises the target's output.
     subsets : ndarray of bool, shape (models, n)
-        Train rows of each model. Models of equal subsets count as one, with their mean output.
+        Train rows of each model: those of the scores, or all stored ones, as in
+        :func:`predicted_outputs`. Models of equal subsets count as one, with their mean output.
     outputs : ndarray, shape (models, m)
-        f(z; θ(S_j)), such as the margin: the higher, the surer.
+        f(z; θ(S_j)), such as the margin: the higher, the surer. Of the scores' targets, or of all
+        stored ones, masked or not.
     level : float
         Share of the resampled means that lie in the interval.
     resamples : int
@@ -146,13 +151,14 @@ def lds(
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
     need_matrix(scores)
     subsets, truth = _averaged(as_mask(subsets, "subsets"), np.asarray(outputs, np.float64))
-    if truth.shape[1] != scores.shape[0]:
+    targets = target_places(scores).columns(truth.shape[1])
+    if targets is None:
         raise TrakStoreError(
             f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
         )
     predicted = predicted_outputs(scores, subsets, memory_limit)
     # Ranks, since scores predict outputs up to a scale that nobody knows: only their order counts.
-    a, b = centred_ranks(predicted), centred_ranks(truth.T)
+    a, b = centred_ranks(predicted), centred_ranks(truth.take(targets, axis=1).T)
     correlation = row_correlation(a, b)
     constant = np.isnan(correlation)
     # Left out, such targets would make a method better that gives up on the hard ones.
@@ -204,7 +210,9 @@ def predicted_outputs(
     scores : Scores, DataArray or array, shape (m, n)
         Scores of m targets with n train samples.
     subsets : ndarray of bool, shape (subsets, n)
-        Train rows in each subset.
+        Train rows in each subset. Of ``Scores`` with masked rows, n may be the number of all stored
+        rows, as in a :class:`SubsetPlan`: their ``train_positions`` are the columns that count, and
+        what a masked row does to a model is not predicted.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -227,17 +235,37 @@ def predicted_outputs(
     """
     need_matrix(scores)
     subsets = as_mask(subsets, "subsets")
-    if subsets.ndim != 2 or subsets.shape[1] != scores.shape[1]:
+    places = train_places(scores)
+    columns = places.columns(subsets.shape[1]) if subsets.ndim == 2 else None
+    if columns is None:
+        needed = " or ".join(map(str, sorted(places.widths)))
         raise TrakStoreError(
-            f"scores of {scores.shape} need subsets of {scores.shape[1]} train rows, got an array "
-            f"of shape {subsets.shape}"
+            f"scores of {scores.shape} need subsets of {needed} train rows, got an array of shape "
+            f"{subsets.shape}"
         )
     sums = np.zeros((scores.shape[0], len(subsets)))
     for start, stop, rows in target_windows(scores, memory_limit):
         for low, high in ranges(scores.shape[1], _COLUMNS):
             # Only so many columns at once: subsets in float64 take eight times their own memory.
-            sums[start:stop] += rows[:, low:high] @ subsets[:, low:high].T.astype(np.float64)
+            chosen = subsets.take(columns[low:high], axis=1).T.astype(np.float64)
+            sums[start:stop] += rows[:, low:high] @ chosen
     return sums
+
+
+def check_subsets(plan: SubsetPlan, models: int) -> None:
+    """Refuse a plan whose first models have too few different subsets, before they are trained."""
+    different: set[bytes] = set()
+    # One model at a time, until there are enough: masks of all models of a large split fill the memory.
+    for model in range(models):
+        different.add(plan.masks(model, model + 1).tobytes())
+        if len(different) == _SUBSETS:
+            return
+    _need_three(len(different))
+
+
+def _need_three(different: int) -> None:
+    if different < _SUBSETS:
+        raise TrakStoreError(f"a rank correlation needs three different subsets, got {different}")
 
 
 def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool_], F64]:
@@ -255,8 +283,7 @@ def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool
         raise NumericsError("outputs of the models hold NaN or inf: leave those models out")
     packed = np.packbits(subsets, axis=1)
     _, first, subset = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    if len(first) < 3:
-        raise TrakStoreError(f"a rank correlation needs three different subsets, got {len(first)}")
+    _need_three(len(first))
     total = np.zeros((len(first), outputs.shape[1]))
     np.add.at(total, subset.reshape(-1), outputs)
     means = total / np.bincount(subset.reshape(-1))[:, None]

@@ -2,7 +2,7 @@
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -77,6 +77,7 @@ def retrain(
     *,
     at_once: int = 50,
     finished: Callable[[int], None] | None = None,
+    targets: Collection[int] | None = None,
 ) -> xr.Dataset:
     """Train models on the subsets of a plan, as many as are missing of the first ``models``.
 
@@ -89,7 +90,8 @@ def retrain(
         Of subsets (g, n) of bool and seeds (g,) of int64; gives a :class:`Retrained` with outputs
         (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster. What its
         ``to_dict()`` gives, where it has one, is stored with the models: plain values for JSON, equal
-        for trainers that train alike.
+        for trainers that train alike. What ``count_targets()`` gives, where it has one, is m, which is
+        known then before anything is trained.
     store : FeatureStore or its place
         A place may have models before it is a store.
     name : str
@@ -102,6 +104,8 @@ def retrain(
         Models that are trained together, and lost together when the run is stopped.
     finished : callable, optional
         Called with the number of models that were added.
+    targets : collection of int, optional
+        Numbers of targets m that will do; any when None. Others are refused before they are stored.
 
     Returns
     -------
@@ -113,8 +117,8 @@ def retrain(
     SpecMismatchError
         The name is that of models of another plan, or that another trainer made.
     TrakStoreError
-        The trainer gave something else than (g, m) numbers, or describes itself by what is not JSON;
-        a trainer, plan or ``finished`` that cannot be called.
+        The trainer gave something else than (g, m) numbers, or of other targets, or describes itself
+        by what is not JSON; a trainer, plan or ``finished`` that cannot be called.
     NumericsError
         A model's outputs are not finite.
     LocationError
@@ -138,7 +142,10 @@ def retrain(
         document = {**plan.to_dict(), **_description(trainer)}
         _check_plan(parts, name, document)
         missing = list(_missing(parts, models, at_once))
-        task, client = (trainer, location, name, plan, document), active_client()
+        wanted = _wanted_targets(parts, targets)
+        if missing and hasattr(trainer, "count_targets"):
+            _check_targets(trainer.count_targets(), wanted)
+        task, client = (trainer, location, name, plan, document, wanted), active_client()
         # Lazily, one after the other: what was trained is stored, and said, before the next begins.
         if client is None:
             counts: Iterable[int] = (_train(*task, *numbers) for numbers in missing)
@@ -338,6 +345,7 @@ def _train(
     name: str,
     plan: Plan,
     document: dict[str, Any],
+    targets: frozenset[int] | None,
     start: int,
     stop: int,
 ) -> int:
@@ -350,8 +358,48 @@ def _train(
             f"a trainer gives a Retrained with outputs (models, targets), got {type(result).__name__}"
         )
     output = _checked(np.asarray(result.output), len(subset))
-    add_models(location, name, document, start, subset, output, result.predicted)
+    _check_targets(output.shape[1], targets)
+    predicted = _checked_classes(result.predicted, output.shape)
+    add_models(location, name, document, start, subset, output, predicted)
     return len(subset)
+
+
+def _wanted_targets(
+    parts: list[ModelPart], targets: Collection[int] | None
+) -> frozenset[int] | None:
+    """Return the numbers of targets that new models may have: that of the models which are there.
+
+    Raises
+    ------
+    TrakStoreError
+        Models are there, of none of the numbers that will do.
+    """
+    wanted = None if targets is None else frozenset(targets)
+    there = {array.shape[1] for part in parts for array in part.arrays if array.name == "output"}
+    for count in there:
+        _check_targets(count, wanted)
+    return frozenset(there) or wanted
+
+
+def _check_targets(count: int, wanted: frozenset[int] | None) -> None:
+    if wanted is not None and count not in wanted:
+        raise TrakStoreError(
+            f"outputs of the models are of {count} targets: needed "
+            f"{' or '.join(map(str, sorted(wanted)))}, as the trainer's other models or the scores have"
+        )
+
+
+def _checked_classes(predicted: Any, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """Return predicted classes as they are stored, once there is a whole number for each output."""
+    if predicted is None:
+        return None
+    classes = np.asarray(predicted)
+    if classes.shape != shape or classes.dtype.kind not in "iu":
+        raise TrakStoreError(
+            f"needed predicted classes of shape {shape}, whole numbers, got {classes.dtype} of "
+            f"{classes.shape}"
+        )
+    return classes.astype(np.int64)
 
 
 def _checked(output: NDArray[Any], models: int) -> NDArray[np.float32]:
