@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,10 @@ from trakstore.errors import TrakStoreError
 from trakstore.evaluation.retraining import Retrained
 from trakstore.evaluation.trained import Trained, unlike_attribute
 from trakstore.features.fingerprint import dataset_rows
+from trakstore.features.gradients import FAILURES
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.reading import read_sample
+from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_whole
 
 # The docs have a page of this module, which shows these names.
@@ -87,8 +90,7 @@ class SubsetTrainer:
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
         """Train a model on each subset and ask it about the targets; arguments as in :meth:`fit`."""
         targets = _all_rows(self.targets)
-        # An output that cannot be had of this model or these targets is refused before any training.
-        self._outputs(self._fresh(0), targets)
+        self._check(targets)
         outputs, classes = [], []
         for trained in self._trained(subsets, seeds):
             # The module itself is asked: an output may need more of it than its parameters.
@@ -173,10 +175,13 @@ class SubsetTrainer:
         reason = unlike and f"their {unlike} is no parameter or buffer, and differs"
         if reason is None:
             try:
-                return self._fit(models, train, rows, seeds, together=True)
+                with warnings.catch_warnings():
+                    # Where torch loops over the models by itself it is slower, and right.
+                    warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                    return self._fit(models, train, rows, seeds, together=True)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:
+            except FAILURES as error:
                 # No rule of vmap, or a fault of the model's own: that one is raised again below.
                 reason = f"vmap cannot do this one ({str(error).splitlines()[0][:200]})"
         alone = [
@@ -185,6 +190,23 @@ class SubsetTrainer:
         ]
         log.warning("models are trained one after the other, since %s", reason)
         return [one for ones in alone for one in ones]
+
+    def _check(self, targets: Any) -> None:
+        """Refuse, before any training, what the model as it is made has no output of."""
+        model, output = self._fresh(0), as_output(self.output)
+        values = torch.from_numpy(self._outputs(model, targets)[0])
+        with torch.no_grad():
+            train = [
+                output(model, _collated(self.train, *piece)).loss
+                for piece in ranges(dataset_rows(self.train), self.batch_size)
+            ]
+        for what, numbers in (("target", values), ("train row", torch.cat(train))):
+            bad = numbers.isnan().nonzero()
+            if len(bad):
+                raise TrakStoreError(
+                    f"{what} {int(bad[0])} has no {output.name} before anything is trained: look at "
+                    f"its label and inputs"
+                )
 
     def _outputs(
         self, model: nn.Module, targets: Any
@@ -272,7 +294,11 @@ def _single(one: Callable[..., Any], *stacked: Any) -> Any:
 
 def _all_rows(dataset: Any) -> Any:
     """Collate all samples into one batch."""
-    return default_collate([read_sample(dataset, i) for i in range(dataset_rows(dataset))])
+    return _collated(dataset, 0, dataset_rows(dataset))
+
+
+def _collated(dataset: Any, start: int, stop: int) -> Any:
+    return default_collate([read_sample(dataset, i) for i in range(start, stop)])
 
 
 def _plain(value: Any) -> Any:
