@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.stats import spearmanr
 
 import trakstore as ts
@@ -170,6 +171,20 @@ def test_masked_rows_and_targets_leave_their_columns_out(
         lds(scores, masks[:, :23], outputs)
     with pytest.raises(TrakStoreError, match="outputs are of 3 targets, scores of 4"):
         lds(scores, masks, outputs[:, :3])
+
+
+@pytest.mark.parametrize("targets", [20, 6])
+def test_an_array_is_read_by_the_names_of_its_dimensions(
+    rng: np.random.Generator, targets: int
+) -> None:
+    matrix = rng.normal(size=(targets, 20))
+    masks = SubsetPlan(20).masks(0, 15)
+    outputs = masks @ matrix.T
+    other = xr.DataArray(matrix.T, dims=("train", "target"))
+    np.testing.assert_array_equal(predicted_outputs(other, masks), predicted_outputs(matrix, masks))
+    assert lds(other, masks, outputs).mean == pytest.approx(1)
+    with pytest.raises(TrakStoreError, match=r"the dimensions \(target, train\), got"):
+        lds(xr.DataArray(matrix), masks, outputs)
 
 
 def test_plans_that_tell_nothing_are_known_before_training() -> None:

@@ -149,7 +149,7 @@ def lds(
     """
     level = as_number(level, "level", above=0, most=1)
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
-    need_matrix(scores)
+    scores = need_matrix(scores)
     subsets, truth = _averaged(as_mask(subsets, "subsets"), np.asarray(outputs, np.float64))
     targets = target_places(scores).columns(truth.shape[1])
     if targets is None:
@@ -233,7 +233,7 @@ def predicted_outputs(
     >>> predicted_outputs(scores, np.array([[True, False, True], [False, True, False]]))
     array([[5., 2.]])
     """
-    need_matrix(scores)
+    scores = need_matrix(scores)
     subsets = as_mask(subsets, "subsets")
     places = train_places(scores)
     columns = places.columns(subsets.shape[1]) if subsets.ndim == 2 else None

@@ -153,7 +153,7 @@ def counterfactual(
     >>> found["change"].sel(removal="top").values[0].round(2).tolist()
     [0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
     """
-    need_matrix(scores)
+    scores = need_matrix(scores)
     chosen = np.arange(scores.shape[0])
     if targets is not None:
         chosen = np.array(as_wholes(targets, "targets"), dtype=np.int64)
