@@ -422,10 +422,12 @@ ORDER: dict[str, list[str]] = {
     ],
     "evaluation": [
         "intervals",
-        "places",
+        "stored_places",
         "lds",
+        "same_trainer",
         "retraining",
         "trained",
+        "function_descriptions",
         "training",
         "removals",
         "wrong_labels",

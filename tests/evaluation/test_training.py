@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.evaluation.retraining import retrain
 from trakstore.evaluation.training import SubsetTrainer
 from trakstore.features.outputs import as_output
 from trakstore.sampling import SubsetPlan
@@ -141,6 +142,61 @@ def test_what_a_trainer_tells_of_itself() -> None:
         assert {key for key in first if first[key] != changed[key]} == {name}
         json.dumps(changed, allow_nan=False)
     assert told(make_model=with_batch_norm).to_dict()["model"] != first["model"]
+
+
+def with_tanh() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2))
+
+
+def rates(lr: float, steps: Any = ()) -> Any:
+    return lambda weights: torch.optim.SGD(weights, lr=lr, momentum=0.1 * len(steps))
+
+
+OTHERS: dict[str, Any] = {
+    "make_model": (plain, with_tanh),  # of the same shapes
+    "optimizer": (rates(0.1), rates(1e-6)),
+    "schedule": tuple(
+        partial(lambda rate, optimizer, _: torch.optim.lr_scheduler.StepLR(optimizer, 1, rate), one)
+        for one in (0.5, 0.25)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_set_is_not_continued_by_other_functions(name: str) -> None:
+    first, other = (
+        SubsetTrainer(
+            **{"make_model": plain, "epochs": 1, name: function}, train=train, targets=targets
+        )
+        for function in OTHERS[name]
+    )
+    place = f"memory://functions-{name}"
+    retrain(first, place, "halves", plan, 2)
+    assert retrain(first, place, "halves", plan, 3).sizes["model"] == 3
+    with pytest.raises(SpecMismatchError, match=name):
+        retrain(other, place, "halves", plan, 4)
+
+
+@pytest.mark.parametrize("code", [None, {"python": "3.9", "make_model": "0123"}])
+def test_a_set_whose_code_is_not_known_goes_on(code: Any) -> None:
+    trainer = SubsetTrainer(plain, train, targets, epochs=1, optimizer=rates(0.1))
+
+    class Older:
+        """As one that was stored before functions had digests, or by another Python."""
+
+        def __call__(self, *given: Any) -> Any:
+            return trainer(*given)
+
+        def to_dict(self) -> dict[str, Any]:
+            told = {k: v for k, v in trainer.to_dict().items() if k != "code"}
+            return told if code is None else {**told, "code": code}
+
+    place = f"memory://older-{code is None}"
+    retrain(Older(), place, "halves", plan, 2)
+    assert retrain(trainer, place, "halves", plan, 3).sizes["model"] == 3
+    slower = SubsetTrainer(plain, train, targets, epochs=2, optimizer=rates(0.1))
+    with pytest.raises(SpecMismatchError, match=r"epochs: theirs has 1, this one 2; choose"):
+        retrain(slower, place, "halves", plan, 4)
 
 
 class Tied(nn.Module):

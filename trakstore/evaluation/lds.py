@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
-from trakstore.evaluation.places import target_places, train_places
+from trakstore.evaluation.stored_places import target_places, train_places
 from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_number, as_whole
 from trakstore.sampling import SubsetPlan

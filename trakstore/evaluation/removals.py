@@ -13,8 +13,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.evaluation.places import target_places, train_places
 from trakstore.evaluation.retraining import Trainer, retrain
+from trakstore.evaluation.stored_places import target_places, train_places
 from trakstore.passes.rows import whole_column
 from trakstore.quantities import as_whole, as_wholes
 from trakstore.sampling import without_rows

@@ -1,7 +1,6 @@
 """Models trained on parts of the data, kept in the store: made where they are missing, or brought."""
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import groupby
@@ -11,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.evaluation.same_trainer import check_plan, description
 from trakstore.named import blamed_on
 from trakstore.passes.dask_cluster import active_client, cluster_errors
 from trakstore.planning import ranges
@@ -65,7 +65,6 @@ class Retrained(NamedTuple):
 
 
 Trainer: TypeAlias = Callable[[NDArray[np.bool_], NDArray[np.int64]], Retrained]
-_TRAINER = "trainer"  # key in a stored plan of the trainer's own description
 
 
 def retrain(
@@ -139,8 +138,8 @@ def retrain(
     # Two runs of one name would train the same models twice, and number others alike.
     with claimed(location, evaluation_path(name), "retrain"):
         parts = model_parts(location, name)
-        document = {**plan.to_dict(), **_description(trainer)}
-        _check_plan(parts, name, document)
+        document = {**plan.to_dict(), **description(trainer)}
+        check_plan(parts, name, document)
         missing = list(_missing(parts, models, at_once))
         wanted = _wanted_targets(parts, targets)
         if missing and hasattr(trainer, "count_targets"):
@@ -211,7 +210,7 @@ def add_retrained(
     location = location_of(store, create=True)
     with claimed(location, evaluation_path(name), "add models"):
         parts = model_parts(location, name)
-        _check_plan(parts, name, plan)
+        check_plan(parts, name, plan)
         # After those that are there, in the order in which they are brought.
         first = max((_numbers(part).stop for part in parts), default=0)
         add_models(location, name, plan, first, subset, output)
@@ -279,49 +278,6 @@ def _check_called(trainer: object, plan: object, finished: object) -> None:
         raise TrakStoreError(f"plan must be a SubsetPlan, or the like, got {shown(plan)}")
     if finished is not None and not callable(finished):
         raise TrakStoreError(f"finished must be a function of a number, got {shown(finished)}")
-
-
-def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:
-    """Raise a :class:`SpecMismatchError` unless a set goes on by the plan and trainer it began with.
-
-    Models brought from elsewhere, and those of a trainer that does not describe itself, have no
-    trainer to compare.
-    """
-    for part in parts:
-        stored, wanted = dict(part.plan), dict(plan)
-        by, wanted_by = stored.pop(_TRAINER, None), wanted.pop(_TRAINER, None)
-        if stored != wanted:
-            raise SpecMismatchError(
-                f"models named {name!r} are of {stored}, not of {wanted}: choose another name"
-            )
-        if None not in (by, wanted_by) and by != wanted_by:
-            raise SpecMismatchError(
-                f"models named {name!r} were made by another trainer: "
-                f"{'; '.join(_differences(by, wanted_by))}; choose another name"
-            )
-
-
-def _description(trainer: Trainer) -> dict[str, Any]:
-    """A trainer's own description, as it will be read back from JSON; empty where it has none."""
-    to_dict = getattr(trainer, "to_dict", None)
-    if to_dict is None:
-        return {}
-    try:
-        return {_TRAINER: json.loads(json.dumps(to_dict(), allow_nan=False))}
-    except (TypeError, ValueError) as error:
-        raise TrakStoreError(
-            f"to_dict() of a trainer gives plain values for JSON, without NaN: {error}"
-        ) from error
-
-
-def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """Yield each value that differs, by its place: ``optimizer.lr: theirs has 0.1, this one 0.2``."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in {**stored, **wanted}:
-            at = f"{where}.{key}" if where else str(key)
-            yield from _differences(stored.get(key), wanted.get(key), at)
-    elif stored != wanted:
-        yield f"{where}: theirs has {stored!r}, this one {wanted!r}"
 
 
 def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch.utils import _pytree as tree
 from torch.utils.data import default_collate
 
 from trakstore.errors import TrakStoreError
+from trakstore.evaluation.function_descriptions import code, plain
 from trakstore.evaluation.retraining import Retrained
 from trakstore.evaluation.trained import Trained, unlike_attribute
 from trakstore.features.fingerprint import dataset_rows
@@ -108,8 +109,10 @@ class SubsetTrainer:
     def to_dict(self) -> dict[str, Any]:
         """Describe how it trains, in plain values: equal for trainers that train alike.
 
-        Of functions, their names and the arguments that ``functools.partial`` holds; of the model, a
-        digest of its parameters' names and shapes. The data are not part of it.
+        Of functions, their names, the arguments that ``functools.partial`` holds, and a digest of what
+        people wrote themselves: models of the same
+        shapes and rates in a lambda are told apart so. Of the model, a digest of its parameters'
+        names and shapes. The data are not part of it.
         """
         model = self._fresh(0)
         shapes = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
@@ -118,9 +121,17 @@ class SubsetTrainer:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "output": spec.to_dict(),
-            "optimizer": _plain(self.optimizer),
-            "schedule": _plain(self.schedule),
+            "optimizer": plain(self.optimizer),
+            "schedule": plain(self.schedule),
             "model": hashlib.sha256(str(shapes).encode()).hexdigest(),
+            "code": {
+                "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+                **{
+                    name: digest
+                    for name in ("make_model", "optimizer", "schedule")
+                    if (digest := code(getattr(self, name)))
+                },
+            },
         }
 
     def fit(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[dict[str, Tensor]]:
@@ -299,21 +310,3 @@ def _all_rows(dataset: Any) -> Any:
 
 def _collated(dataset: Any, start: int, stop: int) -> Any:
     return default_collate([read_sample(dataset, i) for i in range(start, stop)])
-
-
-def _plain(value: Any) -> Any:
-    """Make a value plain: numbers, texts and collections stay, functions and others become a name."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(value)  # JSON has no inf
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, partial):
-        given = {"arguments": _plain(value.args), **_plain(value.keywords)}
-        return {"name": _plain(value.func), **given}
-    return getattr(value, "__qualname__", type(value).__qualname__)
