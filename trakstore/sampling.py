@@ -109,12 +109,15 @@ class SubsetPlan:
         """Plain values that the subsets follow from."""
         values = asdict(self)
         left_out = without_rows(values.pop("without"))
-        return {**values, **left_out}
+        # Sets of before, whose subsets have a row less, do not go on with these.
+        as_before = self.without or int(self.share * self.rows) == self.size
+        return {**values, **left_out, **({} if as_before else {"size": self.size})}
 
     @property
     def size(self) -> int:
         """Rows of a subset."""
-        return int(self.share * (self.rows - len(self.without)))
+        # A share such as 0.29 of 100 rows is 28.999999999999996 in floating point: 29 rows are meant.
+        return int(self.share * (self.rows - len(self.without)) * (1 + 1e-12))
 
     def subsets(self, start: int, stop: int) -> NDArray[np.int64]:
         """Numbers of the subsets of models start..stop."""

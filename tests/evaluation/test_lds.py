@@ -187,6 +187,31 @@ def test_an_array_is_read_by_the_names_of_its_dimensions(
         lds(xr.DataArray(matrix), masks, outputs)
 
 
+def test_sums_that_are_equal_but_for_rounding_are_ties(rng: np.random.Generator) -> None:
+    """Scores of classes alone: a subset counts by how many of its rows are of the target's."""
+    classes, masks = np.arange(300) % 3, SubsetPlan(300).masks(0, 200)
+    scores = np.stack([np.where(classes == t, 0.1, -0.05) for t in range(3)])
+    counts = np.stack([masks[:, classes == t].sum(1) for t in range(3)])
+    assert len(np.unique(masks @ scores[0])) > len(np.unique(counts[0]))  # they are told apart
+    outputs = counts.T + 5 * rng.normal(size=(200, 3))
+    wanted = [spearmanr(counts[t], outputs[:, t]).statistic for t in range(3)]
+    for kind in (np.float64, np.float32):
+        found = lds(scores.astype(kind), masks, outputs)
+        np.testing.assert_allclose(found.per_target, wanted, rtol=1e-12)
+    # Small differences that are there are no ties.
+    close = 1 + 1e-7 * rng.normal(size=(2, 300)).astype(np.float32)
+    outputs = masks @ close.astype(np.float64).T
+    assert lds(close, masks, outputs).mean == pytest.approx(1)
+
+
+def test_differences_are_of_the_same_models(rng: np.random.Generator) -> None:
+    scores, plans = rng.normal(size=(4, 30)), [SubsetPlan(30, seed=seed) for seed in (0, 1)]
+    results = [lds(scores, plan.masks(0, 20), plan.masks(0, 20) @ scores.T) for plan in plans]
+    assert lds_difference(results[0], results[0]).mean == 0
+    with pytest.raises(TrakStoreError, match="against the same models"):
+        lds_difference(*results)
+
+
 def test_plans_that_tell_nothing_are_known_before_training() -> None:
     for plan, models in ((SubsetPlan(9, share=1), 9), (SubsetPlan(9, repeats=3), 6)):
         with pytest.raises(TrakStoreError, match=r"three different subsets, got [12]"):

@@ -81,6 +81,20 @@ def test_rows_that_are_left_out_are_in_no_subset() -> None:
         SubsetPlan(10, without=range(9))
 
 
+def test_a_subset_has_the_rows_that_its_share_says() -> None:
+    """0.29 of 100 is 28.999999999999996 in floating point, and so are many others."""
+    for hundredths in range(1, 101):
+        for rows in (100, 1000, 10**8):
+            assert SubsetPlan(rows, share=hundredths / 100).size == hundredths * rows // 100
+    assert SubsetPlan(300, share=1 / 3).size == 100
+    assert SubsetPlan(7, share=0.5).size == 3
+    # A set of before, of 28 rows, does not go on with 29.
+    assert SubsetPlan(100, share=0.29).to_dict() == {
+        "rows": 100, "share": 0.29, "repeats": 1, "seed": 0, "size": 29
+    }  # fmt: skip
+    assert "size" not in SubsetPlan(100, share=0.3).to_dict()
+
+
 class Counted:
     """Knows its number of targets before it trains."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,8 @@ class LDS:
         Share of the resampled means that lie in the interval.
     resampled : ndarray of float64, shape (resamples,)
         Means of the bootstrap; of two scores against the same models, equal seeds give pairs.
+    models : str
+        Digest of the models' outputs: equal for scores that were compared with the same models.
 
     Examples
     --------
@@ -58,6 +61,7 @@ class LDS:
     subsets: int
     level: float
     resampled: F64 = field(repr=False)
+    models: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -156,9 +160,10 @@ def lds(
         raise TrakStoreError(
             f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
         )
-    predicted = predicted_outputs(scores, subsets, memory_limit)
+    truth = truth.take(targets, axis=1)
+    predicted = _joined(*_sums(scores, subsets, memory_limit))
     # Ranks, since scores predict outputs up to a scale that nobody knows: only their order counts.
-    a, b = centred_ranks(predicted), centred_ranks(truth.take(targets, axis=1).T)
+    a, b = centred_ranks(predicted), centred_ranks(truth.T)
     correlation = row_correlation(a, b)
     constant = np.isnan(correlation)
     # Left out, such targets would make a method better that gives up on the hard ones.
@@ -166,7 +171,8 @@ def lds(
     means = _resampled(a, b, resamples, np.random.default_rng(seed))
     low, high = central(means, level)
     mean, empty = float(correlation.mean()), int(constant.sum())
-    return LDS(mean, low, high, correlation, empty, len(subsets), level, means)
+    models = hashlib.sha256(truth.tobytes()).hexdigest()
+    return LDS(mean, low, high, correlation, empty, len(subsets), level, means, models)
 
 
 def lds_difference(one: LDS, other: LDS) -> Difference:
@@ -196,6 +202,10 @@ def lds_difference(one: LDS, other: LDS) -> Difference:
     if kinds[0] != kinds[1]:
         raise TrakStoreError(
             f"needed LDS of the same targets, subsets, resamples and level, got {kinds}"
+        )
+    if one.models and other.models and one.models != other.models:
+        raise TrakStoreError(
+            "needed LDS against the same models: the outputs of these differ, so they make no pairs"
         )
     return Difference(one.mean - other.mean, *central(one.resampled - other.resampled, one.level))
 
@@ -233,8 +243,13 @@ def predicted_outputs(
     >>> predicted_outputs(scores, np.array([[True, False, True], [False, True, False]]))
     array([[5., 2.]])
     """
-    scores = need_matrix(scores)
-    subsets = as_mask(subsets, "subsets")
+    return _sums(need_matrix(scores), as_mask(subsets, "subsets"), memory_limit)[0]
+
+
+def _sums(
+    scores: Matrix, subsets: NDArray[np.bool_], memory_limit: int | str | None
+) -> tuple[F64, F64]:
+    """Sum the scores over each subset, (m, subsets), and their magnitudes over all train rows, (m,)."""
     places = train_places(scores)
     columns = places.columns(subsets.shape[1]) if subsets.ndim == 2 else None
     if columns is None:
@@ -243,13 +258,31 @@ def predicted_outputs(
             f"scores of {scores.shape} need subsets of {needed} train rows, got an array of shape "
             f"{subsets.shape}"
         )
-    sums = np.zeros((scores.shape[0], len(subsets)))
+    sums, magnitudes = np.zeros((scores.shape[0], len(subsets))), np.zeros(scores.shape[0])
     for start, stop, rows in target_windows(scores, memory_limit):
+        magnitudes[start:stop] = np.abs(rows).sum(axis=1)
         for low, high in ranges(scores.shape[1], _COLUMNS):
             # Only so many columns at once: subsets in float64 take eight times their own memory.
             chosen = subsets.take(columns[low:high], axis=1).T.astype(np.float64)
             sums[start:stop] += rows[:, low:high] @ chosen
-    return sums
+    return sums, magnitudes
+
+
+def _joined(sums: F64, magnitudes: F64) -> F64:
+    """Make sums equal that only the order of their terms tells apart.
+
+    Scores that are the same for many train rows, as those of a class, have sums that are equal but for
+    rounding: ranked as they are, they would have an order by chance in place of ties.
+    """
+    order = np.argsort(sums, axis=1, kind="stable")
+    ascending = np.take_along_axis(sums, order, axis=1)
+    # Rounding leaves about 1e-16 of the terms' magnitudes; scores of float32 tell apart 1e-8 of them.
+    apart = np.diff(ascending, axis=1) > 1e-12 * magnitudes[:, None]
+    first = np.where(np.insert(apart, 0, True, axis=1), np.arange(sums.shape[1]), 0)
+    first = np.maximum.accumulate(first, axis=1)
+    joined = np.empty_like(sums)
+    np.put_along_axis(joined, order, np.take_along_axis(ascending, first, axis=1), axis=1)
+    return joined
 
 
 def check_subsets(plan: SubsetPlan, models: int) -> None:
