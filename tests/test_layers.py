@@ -331,6 +331,7 @@ ORDER: dict[str, list[str]] = {
         "watch",
         "model_settings",
         "first_samples",
+        "added_samples",
         "task",
         "worker",
         "shares",
