@@ -80,6 +80,8 @@ class GradientRows:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches.of(job.model, output, samples.dataset, device, job.collate)
         labels = samples.labels(job.model, output)
+        if labels is not None:  # the rows of a split of before are not scaled
+            labels = replace(labels, loss_scale=split.spec.loss_scale)
         where = f"{split.name} at epoch {split.epoch}"
         return cls(engine, batches, rows, labels, job.batch_size, where)
 
@@ -95,9 +97,11 @@ class GradientRows:
             rows = self.rows[start:stop]
             own = replace(self.batches, dataset=Subset(self.batches.dataset, rows.tolist()))
             batch = own.read(0, len(rows))
-            if self.labels is not None:
+            if self.labels is None:
+                features, outputs = self.engine.rows(batch)
+            else:
                 batch = self.labels.labelled(rows, batch)
-            features, outputs = self.engine.rows(batch)
+                features, outputs = self.labels.scaled(batch, self.engine.rows(batch))
             # A loss gradient is −q times that of the output. Both sides of a score have the sign.
             gradients = features * outputs.out_to_loss.detach().to(features)[:, None]
             if not bool(gradients.isfinite().all()):

@@ -25,6 +25,7 @@ from trakstore.features.blamed_samples import (
     need_forms,
 )
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.derived_splits import need_same_loss_scale
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import sampled_rows
@@ -145,9 +146,11 @@ class SplitTask:
                 widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
                 block_rows=job.block_rows or 1,
                 settings=settings.unchanged(watch.put_back),
+                loss_scale=samples.loss_scale(output),
             )
             if there is not None:
                 need_same_settings(there, epoch, watch.hash, wanted.settings)
+                need_same_loss_scale(there, epoch, split, wanted.loss_scale)
             clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
             # Ranks that compute the same samples compute as many of them at once: as many as fit on

@@ -28,6 +28,10 @@ log = logging.getLogger("trakstore")
 KernelRows: TypeAlias = Literal["train", "sampled"] | None
 # Outputs whose kernel of train rows, at a temperature, was measured to be better.
 _TRAIN_ROWS = ("margin",)
+_OF_BEFORE = (
+    "a sequence of n tokens weighs n times too little in its kernel, as an earlier version wrote it: "
+    "drop the split and featurize it again"
+)
 # c of λ = c·tr(K)/n for train rows, and for sampled ones: benchmarks/accuracy.py.
 TRAIN_DAMPING, SAMPLED_DAMPING = 1.0, 0.1
 
@@ -147,7 +151,30 @@ def sampled_kernel(
             f"epochs have {', '.join(map(str, sorted(draws)))} draws of labels: choose epochs= of one "
             f"number of draws"
         )
+    _need_one_loss_scale(splits)
+    if _is_of_means(store) and not splits[0].spec.loss_scale and splits[0].spec.dataset is not None:
+        log.warning("%s: %s", name, _OF_BEFORE)
     return SampledKernel(tuple(WeightedSplit(split, WEIGHTING) for split in splits), draws.pop())
+
+
+def _need_one_loss_scale(splits: Sequence[Split]) -> None:
+    """Refuse epochs whose rows of drawn labels were computed here by different versions."""
+    epochs: dict[str, Epoch] = {}
+    for split in splits:
+        if split.spec.dataset is not None:
+            epochs.setdefault(split.spec.loss_scale, split.epoch)
+    if len(epochs) > 1:
+        raise SpecMismatchError(
+            f"{splits[0].name} of epoch {epochs['']!r} is of an earlier version, in whose kernel a "
+            f"sequence of n tokens weighs n times too little, and that of epoch {epochs['root']!r} is "
+            f"not: choose epochs= of one kind, or drop the split and featurize it again"
+        )
+
+
+def _is_of_means(store: FeatureStore) -> bool:
+    """Tell whether the loss of a row is a mean over the tokens of a sequence."""
+    output = store.spec.output
+    return output is not None and dict(output.options).get("reduction") == "mean"
 
 
 def _of_train(sampled: Split, pair: EpochPair) -> Split:
