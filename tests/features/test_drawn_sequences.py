@@ -221,6 +221,8 @@ def test_a_store_of_before_has_its_scores_and_says_what_they_are(
     assert apart(again, wanted) < 1e-4
     caplog.clear()
     new, store = stored(tmp_path / "new.zarr", sampled=2)
+    assert store.split(store.epochs[0], "train~sampled").spec.to_dict()["loss_scale"] == "root"
+    assert not ts.verify_store(store.location).findings
     scores = ts.influence_scores(store, damping=0.5)
     assert apart(scores, wanted) > 0.1
     again = ts.attributors.unprojected_scores(new, store, damping=0.5, iterations=0)
@@ -314,3 +316,19 @@ def test_sampled_moments_of_means_are_those_of_sums_by_the_number_of_tokens(coun
     for name, own in total.items():
         torch.testing.assert_close(mean[name].rows, own.rows / count, rtol=1e-4, atol=1e-9)
         torch.testing.assert_close(mean[name].columns, own.columns / count, rtol=1e-4, atol=1e-9)
+
+
+def test_rows_that_were_made_elsewhere_go_with_those_of_any_version(tmp_path: Path) -> None:
+    where, first = tmp_path / "s.zarr", seeded(lambda: Running(5))
+    states = {1: dict(first.state_dict()), 2: seeded(lambda: Running(5), 1).state_dict()}
+    made = job(checkpoints=states, sampled=2)
+    featurize_job(made, where, splits=["train", "test"], progress=False)
+    rows = ts.open_store(where).split(1, "train")
+    features, q = (rows.column(name).read(0, rows.rows) for name in ("features", "out_to_loss"))
+    twice = {"features": features.repeat(2, 0), "out_to_loss": q.repeat(2)}
+    ts.open_store(where).write_split(1, "train~sampled", **twice, checkpoint=rows.spec.checkpoint)
+    featurize_job(made, where, epochs=2, progress=False)
+    store = ts.open_store(where)
+    assert [store.split(one, "train~sampled").spec.loss_scale for one in (1, 2)] == ["", "root"]
+    scores = ts.influence_scores(store, kernel="sampled")
+    assert scores.shape == (4, len(LENGTHS))

@@ -127,6 +127,7 @@ class SplitTask:
             spec = wanted_spec(job, there, output, parameters, scale)
             if there is not None:
                 check_equal(there.spec, spec, str(there.location))
+                need_same_loss_scale(there, epoch, split, samples.loss_scale(output))
             projector = make_projector(spec.projection.at(epoch), parameters)
             if scale is not None:
                 projector = scale.scaled(projector)
@@ -150,7 +151,6 @@ class SplitTask:
             )
             if there is not None:
                 need_same_settings(there, epoch, watch.hash, wanted.settings)
-                need_same_loss_scale(there, epoch, split, wanted.loss_scale)
             clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
             # Ranks that compute the same samples compute as many of them at once: as many as fit on

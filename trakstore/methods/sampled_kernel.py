@@ -42,8 +42,9 @@ class SampledKernel:
 
     Labels are drawn from the model's own predictions, so that the mean of K over draws is the
     Gauss-Newton matrix Σᵢ Jᵢᵀ Hᵢ Jᵢ, of sequences too: the terms of their tokens are independent, and
-    have mean 0. Source: Martens (2020), New Insights and Perspectives on the Natural Gradient
-    Method, section 9.
+    have mean 0. Where the loss is the mean over n tokens, q of drawn rows is stored times √n for that
+    (:meth:`~trakstore.features.draws.LabelDraws.scaled`): ∇l is the sum over tokens divided by √n.
+    Source: Martens (2020), New Insights and Perspectives on the Natural Gradient Method, section 9.
 
     Attributes
     ----------
