@@ -136,7 +136,8 @@ def sampled_kernel(
     NotFoundError
         ``"sampled"`` where an epoch has none.
     SpecMismatchError
-        When they are not of the train rows, or of other weights.
+        When they are not of the train rows, or of other weights, or epochs have other draws, or rows of
+        different versions.
     IncompleteError
         When some are missing.
     """
@@ -152,30 +153,27 @@ def sampled_kernel(
             f"epochs have {', '.join(map(str, sorted(draws)))} draws of labels: choose epochs= of one "
             f"number of draws"
         )
-    _need_one_loss_scale(splits)
-    if _is_of_means(store) and not splits[0].spec.loss_scale and splits[0].spec.dataset is not None:
-        log.warning("%s: %s", name, _OF_BEFORE)
+    _check_loss_scales(store, splits)
     return SampledKernel(tuple(WeightedSplit(split, WEIGHTING) for split in splits), draws.pop())
 
 
-def _need_one_loss_scale(splits: Sequence[Split]) -> None:
-    """Refuse epochs whose rows of drawn labels were computed here by different versions."""
-    epochs: dict[str, Epoch] = {}
-    for split in splits:
-        if split.spec.dataset is not None:
-            epochs.setdefault(split.spec.loss_scale, split.epoch)
-    if len(epochs) > 1:
+def _check_loss_scales(store: FeatureStore, splits: Sequence[Split]) -> None:
+    """Refuse epochs whose rows were computed by different versions; warn of rows of an earlier one.
+
+    Nothing is known of rows that were made elsewhere.
+    """
+    name, computed = splits[0].name, [one for one in splits if one.spec.dataset is not None]
+    scales = {split.spec.loss_scale: split.epoch for split in computed}
+    if len(scales) > 1:
         raise SpecMismatchError(
-            f"{splits[0].name} of epoch {epochs['']!r} is of an earlier version, in whose kernel a "
-            f"sequence of n tokens weighs n times too little, and that of epoch {epochs['root']!r} is "
-            f"not: choose epochs= of one kind, or drop the split and featurize it again"
+            f"{name} of epoch {scales['']!r} is of an earlier version, in whose kernel a sequence of n "
+            f"tokens weighs n times too little, and that of epoch {scales['root']!r} is not: choose "
+            f"epochs= of one kind, or drop the split and featurize it again"
         )
-
-
-def _is_of_means(store: FeatureStore) -> bool:
-    """Tell whether the loss of a row is a mean over the tokens of a sequence."""
     output = store.spec.output
-    return output is not None and dict(output.options).get("reduction") == "mean"
+    # Sums over tokens, and outputs of one label, had the same rows before.
+    if "" in scales and output is not None and dict(output.options).get("reduction") == "mean":
+        log.warning("%s: %s", name, _OF_BEFORE)
 
 
 def _of_train(sampled: Split, pair: EpochPair) -> Split:
