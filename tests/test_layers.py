@@ -183,6 +183,7 @@ ORDER: dict[str, list[str]] = {
         "needed",
         "row_parts",
         "streaming",
+        "classes",
         "selection",
         "running_lists",
         "device_lists",
