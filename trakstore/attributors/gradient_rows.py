@@ -39,7 +39,8 @@ class GradientRows:
     rows : ndarray of int64
         Positions of the rows that are taken.
     labels : LabelDraws or None
-        Labels that are drawn once and kept, so that all passes are over the same rows.
+        Labels that are drawn once and kept, so that all passes are over the same rows, whose losses are
+        scaled as those of the stored split are.
     at_once : int
         Rows of one tile.
     where : str
@@ -80,7 +81,9 @@ class GradientRows:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches.of(job.model, output, samples.dataset, device, job.collate)
         labels = samples.labels(job.model, output)
-        if labels is not None:  # the rows of a split of before are not scaled
+        if labels is not None:
+            # The store's rows begin the solution, and give λ: rows that an earlier version left unscaled
+            # would be those of another kernel.
             labels = replace(labels, loss_scale=split.spec.loss_scale)
         where = f"{split.name} at epoch {split.epoch}"
         return cls(engine, batches, rows, labels, job.batch_size, where)
