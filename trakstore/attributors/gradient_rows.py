@@ -82,8 +82,8 @@ class GradientRows:
         batches = Batches.of(job.model, output, samples.dataset, device, job.collate)
         labels = samples.labels(job.model, output)
         if labels is not None:
-            # The store's rows begin the solution, and give λ: rows that an earlier version left unscaled
-            # would be those of another kernel.
+            # The store's rows begin the solution, and give λ. Where an earlier version left them as
+            # they are, scaled ones would be of another kernel.
             labels = replace(labels, loss_scale=split.spec.loss_scale)
         where = f"{split.name} at epoch {split.epoch}"
         return cls(engine, batches, rows, labels, job.batch_size, where)
