@@ -356,3 +356,11 @@ def whole_column(rows: Rows) -> NDArray[Any]:
     pieces = ranges(rows.shape[0], max(1, rows.chunk_rows))
     with together([(rows, 0, rows.shape[0])]):
         return np.concatenate([rows.read(low, high) for low, high in pieces])
+
+
+def column_pieces(rows: Rows, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield a column's first row and its values, about ``count`` at a time and in whole chunks."""
+    step = max(1, rows.chunk_rows) * max(1, count // max(1, rows.chunk_rows))
+    for low, high in ranges(rows.shape[0], step):
+        with together([(rows, low, high)]):
+            yield low, rows.read(low, high)
