@@ -167,6 +167,14 @@ def test_masked_rows_and_targets_leave_their_columns_out(
         rtol=1e-5,
         atol=1e-5,
     )
+    # Groups are no rows of the split.
+    groups = ts.group_scores(scores, targets=np.array([0, 1, 0, 1]))
+    sums = np.stack([outputs[:, [0, 3]].sum(1), outputs[:, [1, 4]].sum(1)], axis=1)
+    wanted = [
+        spearmanr(masks @ products[pair].sum(0), sums[:, i]).statistic
+        for i, pair in enumerate(([0, 3], [1, 4]))
+    ]
+    np.testing.assert_allclose(lds(groups, masks, sums).per_target, wanted)
     with pytest.raises(TrakStoreError, match="need subsets of 22 or 24 train rows"):
         lds(scores, masks[:, :23], outputs)
     with pytest.raises(TrakStoreError, match="outputs are of 3 targets, scores of 4"):
