@@ -312,6 +312,7 @@ ORDER: dict[str, list[str]] = {
         "token_rows",
         "to_host",
         "stored_block",
+        "padded_rows",
         "computed_block",
         "block_rows",
         "scale",

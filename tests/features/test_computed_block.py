@@ -3,100 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from features.padded_texts import LONG, ROWS, WORDS, Pad, Placed, Pooled, Texts
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 import trakstore as ts
 from trakstore.features import CausalLM, featurize, selfcheck
 from trakstore.features.blockcheck import checked_rows
 from trakstore.features.outputs import as_output
 
-WORDS, LONG, SHORT, ROWS, SIZE = 23, 12, 7, 96, 8
+SIZE = 8
 OPTIONS: dict[str, Any] = {
     "projector": ts.ProjectionSpec("identity"),
     "batch_size": SIZE,
     "progress": False,
     "block_rows": 32,
 }
-
-
-class Texts(list[Any]):
-    """Rows of tokens of one length, but of some that are shorter, with a label."""
-
-    def __init__(self, short: Iterable[int] = range(17, ROWS, 40), rows: int = ROWS) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.short = [*short]
-        sizes = [SHORT if row in self.short else LONG for row in range(rows)]
-        made = [torch.randint(1, WORDS, (size,), generator=generator) for size in sizes]
-        super().__init__({"input_ids": one, "label": i % 3} for i, one in enumerate(made))
-
-
-class Pad:
-    """Collator that pads to the longest, at the left or at the right; it may give places as well."""
-
-    def __init__(self, side: str, *, places: bool = False, labels: bool = False) -> None:
-        self.side, self.places, self.labels = side, places, labels
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        most = max(len(one["input_ids"]) for one in samples)
-        ids = torch.stack([self._padded(one["input_ids"], most) for one in samples])
-        mask = (ids > 0).long()
-        made = {"input_ids": ids, "attention_mask": mask}
-        if self.places:
-            made["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        if self.labels:
-            made["labels"] = torch.tensor([one["label"] for one in samples])
-        return made
-
-    def _padded(self, ids: Tensor, most: int) -> Tensor:
-        missing = most - len(ids)
-        return pad(ids, (missing, 0) if self.side == "left" else (0, missing))
-
-
-class Placed(nn.Module):
-    """A causal model with absolute positions, which are counted from the first column."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.places = nn.Embedding(WORDS, 6), nn.Embedding(LONG, 6)
-        self.head = nn.Linear(6, WORDS)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
-    ) -> Tensor:
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-        states = (self.embed(input_ids) + self.places(position_ids)) * attention_mask[..., None]
-        out: Tensor = self.head(torch.tanh(states.cumsum(1)))
-        return out
-
-
-class Pooled(nn.Module):
-    """A classifier of the mean state of a text, whose positions are absolute."""
-
-    def __init__(self, *, spoiled: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.places = nn.Embedding(WORDS, 6), nn.Embedding(LONG, 6)
-        self.head, self.spoiled = nn.Linear(6, 3), spoiled
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-        mask = attention_mask[..., None].float()
-        states = torch.tanh(self.embed(input_ids) + self.places(places)) * mask
-        if self.spoiled:  # 0 / 0 where there is padding
-            states = states / mask
-        out: Tensor = self.head(states.sum(1) / mask.sum(1))
-        return out
 
 
 def alone(model: nn.Module, samples: Texts, output: Any, collate: Any) -> NDArray[np.float32]:

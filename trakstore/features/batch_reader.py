@@ -73,17 +73,20 @@ class BatchReader:
 
         They are in order, or sorted. Two samples stay one batch: by the first two an engine is checked.
         """
-        start, stop = piece
+        return self.picked(np.arange(*piece))
+
+    def picked(self, rows: Rows) -> list[ReadBatch]:
+        """Read the samples at some rows; see :meth:`read`."""
         if not self.padded:
-            return self._of_one_shape(range(start, stop))
-        samples = [self.batches.sample(row) for row in range(start, stop)]
+            return self._of_one_shape(rows.tolist())
+        samples = [self.batches.sample(row) for row in rows.tolist()]
         return [
             ReadBatch(
-                start + part,
+                rows[part],
                 self._padding([samples[at] for at in part]),
-                self.batches.made([samples[at] for at in part], (start + part).tolist()),
+                self.batches.made([samples[at] for at in part], rows[part].tolist()),
             )
-            for part in self._parts(samples, start)
+            for part in self._parts(samples, int(rows[0]))
         ]
 
     def together(self, rows: Rows) -> Any:

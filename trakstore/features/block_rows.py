@@ -23,6 +23,7 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import Need, Peaks, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.padded_rows import leave_padding_out
 from trakstore.features.stored_block import Columns, StoredBlock
 from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.token_rows import TokenRows
@@ -308,21 +309,13 @@ class RowComputer:
             spoiled = agrees and self.skip_bad_rows and block.spoils_good_rows()
             agrees = agrees and not drawn and not spoiled
         if block.padding_changes:
-            self._read_unpadded()
+            leave_padding_out(self.reader, self.where)
+            self.doubted = "padding"
+            self._forget_labels()  # they were drawn from what padded samples predict
         return agrees
 
     def _read(self, groups: list[NDArray[np.int64]]) -> list[Any]:
         return list(map(self._labelled, groups, self.reader.groups(groups)))
-
-    def _read_unpadded(self) -> None:
-        log.warning(
-            "%s: padding changes what the model computes: samples are computed in batches of one "
-            "length, which is slower; pad at the right, pass position_ids, or samples of one length",
-            self.where,
-        )
-        self.reader.padded = False
-        self.doubted = "padding"
-        self._forget_labels()  # they were drawn from what padded samples predict
 
     def _stored(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
