@@ -333,6 +333,7 @@ ORDER: dict[str, list[str]] = {
         "watch",
         "model_settings",
         "first_samples",
+        "added_samples",
         "task",
         "worker",
         "shares",

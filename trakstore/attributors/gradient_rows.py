@@ -39,7 +39,8 @@ class GradientRows:
     rows : ndarray of int64
         Positions of the rows that are taken.
     labels : LabelDraws or None
-        Labels that are drawn once and kept, so that all passes are over the same rows.
+        Labels that are drawn once and kept, so that all passes are over the same rows, whose losses are
+        scaled as those of the stored split are.
     at_once : int
         Rows of one tile.
     where : str
@@ -80,6 +81,10 @@ class GradientRows:
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches.of(job.model, output, samples.dataset, device, job.collate)
         labels = samples.labels(job.model, output)
+        if labels is not None:
+            # The store's rows begin the solution, and give λ. Where an earlier version left them as
+            # they are, scaled ones would be of another kernel.
+            labels = replace(labels, loss_scale=split.spec.loss_scale)
         where = f"{split.name} at epoch {split.epoch}"
         return cls(engine, batches, rows, labels, job.batch_size, where)
 
@@ -95,9 +100,11 @@ class GradientRows:
             rows = self.rows[start:stop]
             own = replace(self.batches, dataset=Subset(self.batches.dataset, rows.tolist()))
             batch = own.read(0, len(rows))
-            if self.labels is not None:
+            if self.labels is None:
+                features, outputs = self.engine.rows(batch)
+            else:
                 batch = self.labels.labelled(rows, batch)
-            features, outputs = self.engine.rows(batch)
+                features, outputs = self.labels.scaled(batch, self.engine.rows(batch))
             # A loss gradient is −q times that of the output. Both sides of a score have the sign.
             gradients = features * outputs.out_to_loss.detach().to(features)[:, None]
             if not bool(gradients.isfinite().all()):

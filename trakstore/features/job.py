@@ -129,7 +129,9 @@ class Job:
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=
         "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
         remove them. More draws make it less noisy, most where samples times draws are not much more
-        than the numbers of a row (``benchmarks/accuracy.py lm``).
+        than the numbers of a row (``benchmarks/accuracy.py lm``). Where the loss of a sequence is the
+        mean over n tokens, ``loss`` and ``out_to_loss`` of these rows are stored times √n: their kernel
+        is the Gauss-Newton matrix of the losses then, whatever the lengths.
     draw_seed : int
         Number that drawn labels follow from.
     tokens : int or mapping of split to int
