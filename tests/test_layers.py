@@ -56,6 +56,7 @@ ORDER: dict[str, list[str]] = {
         "formats",
         "by_epoch",
         "loading_weights",
+        "trainer_rates",
         "trainer_folder",
     ],
     "features/sharding": [
