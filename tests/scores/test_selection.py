@@ -10,10 +10,11 @@ import pytest
 
 from trakstore.errors import MemoryLimitError, NotFoundError
 from trakstore.passes.rows import ArrayRows
-from trakstore.scores import selection
+from trakstore.scores import classes
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
-from trakstore.scores.selection import group_bytes, train_groups
+from trakstore.scores.selection import train_groups
+from trakstore.scores.sums import group_scores
 from trakstore.scores.top_k import top_k
 
 ROWS = 300_000
@@ -33,7 +34,7 @@ def scores() -> Scores:
 def test_groups_do_not_depend_on_the_pieces(
     scores: Scores, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr(selection, "_PIECE", piece)
+    monkeypatch.setattr(classes, "_PIECE", piece)
     ids = np.array([0, 1000, 2 * ROWS - 2])
     groups = train_groups(scores, {"id": ids})
     assert groups is not None and groups.counts == (3,)
@@ -55,6 +56,17 @@ def test_groups_take_the_memory_that_is_planned(scores: Scores, how: dict[str, o
     train_groups(scores, **how)  # type: ignore[arg-type]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 5 * ROWS < peak < group_bytes(ROWS)
-    with pytest.raises(MemoryLimitError, match="a choice among 300000 train rows needs at least"):
+    assert 5 * ROWS < peak < 5 * ROWS + classes._VALUE_BYTES * classes._PIECE
+    with pytest.raises(MemoryLimitError, match="a choice among 300000 rows by ids or labels needs"):
         top_k(scores, 1, memory_limit=5 * ROWS, **how)  # type: ignore[arg-type]
+
+
+def test_groups_of_labels_are_those_of_the_labels_themselves(scores: Scores) -> None:
+    labels = np.arange(ROWS) % 7
+    by_name, given = (group_scores(scores, train=one) for one in ("label", labels))
+    assert by_name.train_ids.read(0, 7).tolist() == list(range(7))
+    np.testing.assert_allclose(np.asarray(by_name), np.asarray(given), rtol=1e-6)
+    sums = np.bincount(labels, np.linspace(0, 1, ROWS))
+    np.testing.assert_allclose(np.asarray(by_name)[0], sums, rtol=1e-5)
+    with pytest.raises(MemoryLimitError, match="a choice among 300000 rows by ids or labels needs"):
+        group_scores(scores, train="label", memory_limit=5 * ROWS)

@@ -249,9 +249,13 @@ def test_a_writer_of_a_dropped_split_stops_before_it_writes(store: ts.FeatureSto
 def test_rows_that_are_withdrawn_are_missing_and_masks_stay(store: ts.FeatureStore) -> None:
     store.mask("train", ["r3", "r9"])
     old = store.split(0, "train")
-    withdraw_rows(old)
+    withdraw_rows(old, "engine")
     now = store.split(0, "train")
-    assert now.spec.doubted and now.spec.nonce_before == old.spec.nonce and now.state != old.state
+    assert (
+        now.spec.doubted == "engine"
+        and old.spec.nonce in now.spec.nonces_before
+        and now.state != old.state
+    )
     assert now.status().written_rows == 0 and now.masked.tolist() == [3, 9]
     with pytest.raises(IncompleteError, match="0 of 10 rows"):
         store.features(0, "train")
@@ -261,18 +265,34 @@ def test_rows_that_are_withdrawn_are_missing_and_masks_stay(store: ts.FeatureSto
 
 def test_withdrawn_by_several_workers_is_withdrawn_once(store: ts.FeatureStore) -> None:
     old = store.split(0, "train")
-    withdraw_rows(old)
+    withdraw_rows(old, "engine")
     document = store.location.get("0/train/zarr.json")
     columns = {name: old.column_as_stored(name) for name in old.columns}
-    assert (
-        BlockWriter(old).is_withdrawn() and not BlockWriter(store.split(0, "train")).is_withdrawn()
-    )
-    withdraw_rows(old)
-    assert store.location.get("0/train/zarr.json") == document
+    assert BlockWriter(old).doubt() == BlockWriter(store.split(0, "train")).doubt() == "engine"
+    for doubt in ("engine", "padding"):
+        assert withdraw_rows(old, doubt).spec.doubted == "engine"
+        assert store.location.get("0/train/zarr.json") == document
     fresh = {name: np.zeros((4, *one.shape[1:]), one.dtype) for name, one in columns.items()}
     with pytest.raises(WithdrawnError, match="withdrew all rows"):
         BlockWriter(old).write(0, fresh)
     assert store.split(0, "train").status().written_rows == 0
+
+
+def test_rows_may_be_doubted_more_and_not_less(store: ts.FeatureStore) -> None:
+    """One worker finds that padding changes rows, and another one that an engine is wrong."""
+    store.mask("train", ["r3"])
+    old = store.split(0, "train")
+    first = withdraw_rows(old, "padding")
+    assert store.split(0, "train").spec.doubted == first.spec.doubted == "padding"
+    with pytest.raises(WithdrawnError):
+        BlockWriter(old).refuse_replaced()
+    BlockWriter(first).refuse_replaced()
+    assert withdraw_rows(old, "engine").spec == withdraw_rows(first, "engine").spec
+    now = store.split(0, "train")
+    assert now.spec.doubted == "engine" and now.masked.tolist() == [3]
+    assert now.spec.nonce == old.spec.withdrawn("engine").nonce
+    with pytest.raises(WithdrawnError):
+        BlockWriter(first).refuse_replaced()
 
 
 def test_markers_that_outlive_a_withdrawal_commit_nothing(store: ts.FeatureStore) -> None:
@@ -280,7 +300,7 @@ def test_markers_that_outlive_a_withdrawal_commit_nothing(store: ts.FeatureStore
     old, key = store.split(0, "train"), "0/train/written/c.1.0"
     marker = store.location.get(key)
     assert marker is not None
-    withdraw_rows(old)
+    withdraw_rows(old, "engine")
     now = store.split(0, "train")
     store.location.put({key: marker})
     with pytest.raises(
@@ -303,10 +323,10 @@ def test_rows_that_cannot_be_withdrawn_end_the_run(
         claimed(store.location, "0/train", "repair"),
         pytest.raises(LocationError, match=r"not be withdrawn \(.*repair by process.*same command"),
     ):
-        withdraw_rows(old)
+        withdraw_rows(old, "engine")
     store.drop(0, "train")
     with pytest.raises(SpecMismatchError, match="dropped or replaced"):
-        withdraw_rows(old)
+        withdraw_rows(old, "engine")
     assert store.location.get("0/train/zarr.json") is None
 
 
@@ -314,6 +334,6 @@ def test_the_index_of_withdrawn_rows_goes_with_the_split(store: ts.FeatureStore)
     store.write_split(0, "test", rows_of(2))
     ts.build_index(ts.grad_dot_scores(store, of="output"))
     assert store.location.names("_indexes/train/rows.0")
-    withdraw_rows(store.split(0, "train"))
+    withdraw_rows(store.split(0, "train"), "engine")
     store.drop(0, "train")
     assert not store.location.names("_indexes/train/rows.0")

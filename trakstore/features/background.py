@@ -51,6 +51,10 @@ class ReadAhead(Generic[_Item, _Result]):
                 self._coming = following, _reading(self.read, following)
             yield item, ready
 
+    def forget(self) -> None:
+        """Read anew what is read for the next call: results are others by now."""
+        self._coming = None
+
     def _take(self, item: _Item) -> _Result:
         """Return the result for an item; if another one was expected, it is read from now on."""
         coming, self._coming = self._coming, None

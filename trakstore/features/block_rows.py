@@ -16,7 +16,7 @@ from torch import Tensor
 from trakstore.errors import MemoryLimitError, NumericsError, error_context
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
-from trakstore.features.bad_rows import BadRows, need_classes
+from trakstore.features.batch_reader import BatchReader, Piece, ReadBatch, RowOrder
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.computed_block import ComputedBlock
 from trakstore.features.draws import LabelDraws
@@ -24,13 +24,14 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import Need, Peaks, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.padded_rows import leave_padding_out
+from trakstore.features.stored_block import Columns, StoredBlock
 from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.token_rows import TokenRows
 from trakstore.features.wording import first_line
 from trakstore.planning import pools_of, window_rows
-from trakstore.spec import StoreSpec
+from trakstore.spec import Doubt, StoreSpec
 from trakstore.storage import layout
-from trakstore.storage.columns import stored_activations, stored_rows
 
 __all__ = ["Columns", "RowComputer"]
 
@@ -41,8 +42,6 @@ _BATCHES = 2  # used, and read ahead
 _MANY = 2**31
 _SORTED = 8  # batches of a block at least, where samples are sorted within it
 
-Piece = tuple[int, int]
-Columns = dict[str, NDArray[Any]]
 Rows = Callable[[Any], FeatureRows]
 
 
@@ -77,8 +76,8 @@ class RowComputer:
         suffice.
     need : Need or None
         Bytes that samples of other lengths need, by which more of them are computed at once, or fewer.
-    pick : callable
-        Reader of the samples at some rows, as a batch of their own.
+    reader : BatchReader
+        Reader of the samples, which ``batches`` asks, and that of rows which are compared.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes: all, once one was wrong.
     labels : LabelDraws or TokenRows, optional
@@ -87,8 +86,8 @@ class RowComputer:
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
-    doubted : bool
-        Whether rows were wrong, so that rows may be that were not compared.
+    doubted : {"", "padding", "engine"}
+        Why rows were wrong, so that others may be that were not compared.
     distrusted : bool
         Whether all rows are computed by the generic engine: see :meth:`distrust`.
     peaks : Peaks
@@ -98,7 +97,7 @@ class RowComputer:
     engine: FactorisedEngine
     activations: NamedActivations
     output: ModelOutput
-    batches: ReadAhead[Piece, list[tuple[NDArray[np.int64], Any]]]
+    batches: ReadAhead[Piece, list[ReadBatch]]
     ids: NDArray[Any]
     where: str
     spec: StoreSpec
@@ -108,19 +107,20 @@ class RowComputer:
     measured: tuple[int, ...]
     shortest: tuple[int, ...]
     at_once: float
-    pick: Callable[[NDArray[np.int64]], Any]
+    reader: BatchReader
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
     labels: LabelDraws | TokenRows | None = None
     need: Need | None = None
-    doubted: bool = False
+    doubted: Doubt = ""
     distrusted: bool = False
     peaks: Peaks = field(default_factory=Peaks)
 
     @property
     def least_block(self) -> int:
         """Rows that a block has at least, where they are not asked for."""
-        return max(self.batch_size, min(self.pool, _SORTED * self.batch_size, len(self.ids)))
+        most = min(self.pool, _SORTED * self.batch_size, len(self.ids))
+        return max(self.batch_size, most)
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """Return the same with as many samples at once as fit in ``limit`` bytes beside the model.
@@ -142,7 +142,7 @@ class RowComputer:
         MemoryLimitError
             When not even one sample fits.
         """
-        first = self.pick(np.array(self.measured))
+        first = self.reader.together(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
         sample = tensor_bytes(cut(first, 0, 1))
@@ -164,7 +164,7 @@ class RowComputer:
 
         It is an estimate: one sample is always tried, and where it was wrong, fewer at once are.
         """
-        first = self.pick(np.array(self.measured))
+        first = self.reader.together(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one)
         most = (free - one + each) // each
@@ -177,7 +177,7 @@ class RowComputer:
         """Measure the shortest samples beside the longest; nothing where all are of like length."""
         if not self.shortest:
             return None
-        short = self.pick(np.array(self.shortest))
+        short = self.reader.together(np.array(self.shortest))
         one, two = self._peaks(short)
         size = tensor_bytes(cut(short, 0, 1))
         # Where what does not grow with the samples hides what they need, it is taken to be in
@@ -191,10 +191,15 @@ class RowComputer:
         """Compute all columns of rows ``start`` to ``stop``; see :meth:`begin`."""
         return self.begin(start, stop)()
 
-    def distrust(self) -> None:
-        """Compute all rows by the generic engine from here on, and compare each of them."""
-        # Whoever computes rows of the split, before or after a stop, does it alike: to the bit.
-        self.check, self.distrusted, self.doubted = "all", True, False
+    def distrust(self, doubt: Doubt) -> None:
+        """Compute rows without padding from here on; where an engine is doubted, each is compared."""
+        # Whoever computes rows of a split that is doubted, before or after a stop, does it alike.
+        if self.reader.padded:
+            self.reader.padded = False
+            self.batches.forget()
+        if doubt == "engine":
+            self.check, self.distrusted = "all", True
+        self.doubted = ""
 
     def begin(self, start: int, stop: int, then: Piece | None = None) -> Callable[[], Columns]:
         """Compute rows ``start`` to ``stop``, and return a function that gives their columns.
@@ -217,48 +222,49 @@ class RowComputer:
         MemoryLimitError
             When memory does not suffice for one sample.
         """
-        if self.labels is not None:
-            self.labels.forget(max(1, int(self.at_once) // self.labels.draws))
+        self._forget_labels()
         pools = partial(pools_of, batch_size=self.batch_size, pool=self.pool)
         pieces, following, generic = pools(start, stop), then and pools(*then)[0], self.distrusted
         self.engine.apart.begin()
+        padded = self.reader.padded
         parts, order = self._parts(pieces, following, generic=generic)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
         ready = gpu_done()
         while not self._right(parts, order, generic=generic):
-            if generic and self.engine.one_by_one:
+            # Without padding, the same engine has another try.
+            again, padded = padded != self.reader.padded, self.reader.padded
+            if generic and self.engine.one_by_one and not again:
                 raise NumericsError(
                     f"{self.where}: rows {start} to {stop - 1} are not the gradients of their samples "
                     f"by either engine: the model computes another function in a batch than alone"
                 )
-            self.engine.one_by_one = generic  # without vmap, where that is wrong, too
+            self.engine.one_by_one = generic and not again  # without vmap, where that is wrong, too
             # Samples are read again rather than kept: this is seldom, and a block may be large.
-            generic = True
-            parts, order = self._parts(pieces, following, generic=True)
+            generic = generic or not again
+            parts, order = self._parts(pieces, following, generic=generic)
             ready = gpu_done()
 
         def finish() -> Columns:
             ready()
             with error_context(self.where):
-                return self._stored(parts, order, start, stop)
+                return self._stored(parts, order.rows, start, stop)
 
         return finish
 
     def _parts(
         self, pieces: list[Piece], following: Piece | None, *, generic: bool = False
-    ) -> tuple[list[dict[str, Tensor]], NDArray[np.int64]]:
+    ) -> tuple[list[dict[str, Tensor]], RowOrder]:
         """Compute the columns of a block, in parts, and return them with the order of their rows.
 
         Samples that come next are read meanwhile.
         """
-        parts: list[dict[str, Tensor]] = []
-        order: list[NDArray[np.int64]] = []
+        parts, order = list[dict[str, Tensor]](), RowOrder()
         for _, batches in self.batches.through(pieces, following):
-            for own, batch in batches:
-                rows = self.engine.generic_rows if generic else self._rows_of(own)
-                parts += self._batch(self._labelled(own, batch), rows)
-                order.append(own)
-        return parts, np.concatenate(order)
+            for one in batches:
+                rows = self.engine.generic_rows if generic else self._rows_of(one.rows)
+                parts += self._batch(self._labelled(one.rows, one.batch), rows)
+                order.add(one)
+        return parts, order
 
     def _rows_of(self, own: NDArray[np.int64]) -> Rows:
         """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
@@ -280,30 +286,41 @@ class RowComputer:
         """Rows of each sample."""
         return 1 if self.labels is None else self.labels.draws
 
+    def _forget_labels(self) -> None:
+        if self.labels is not None:
+            self.labels.forget(max(1, int(self.at_once) // self.labels.draws))
+
     def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
         return batch if self.labels is None else self.labels.labelled(rows, batch)
 
     def _right(
-        self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], *, generic: bool = False
+        self, parts: list[dict[str, Tensor]], order: RowOrder, *, generic: bool = False
     ) -> bool:
         """Check a block: a wrong one makes all others doubted, and compared in all rows."""
         gpu_done()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
-        read = lambda rows: self._labelled(rows, self.pick(rows))  # noqa: E731
-        block = ComputedBlock(self.engine, self.where, features, order, read)
+        block = ComputedBlock(
+            self.engine, self.where, features, order, self._read, self.reader.padded
+        )
         # What was computed one by one needs no more than a look.
         check: CheckedRows = "some" if generic and self.engine.one_by_one else self.check
-        most = max(1, min(self.batch_size, int(self.at_once)))
-        if generic:
-            return block.agrees(check, most)
-        before, self.doubted = (
-            self.doubted,
-            True,
-        )  # should the check raise that samples see one another
-        agrees, drawn = block.agrees(check, most), self.engine.apart.drawn
-        self.doubted = before or drawn or not agrees
-        self.check = self.check if agrees else "all"
-        return agrees and not drawn and not (self.skip_bad_rows and block.spoils_good_rows())
+        before, self.doubted = self.doubted, "engine"  # should the check raise, as of mixed samples
+        agrees = block.agrees(check, max(1, min(self.batch_size, int(self.at_once))))
+        self.doubted = before
+        if not generic and not block.padding_changes:
+            drawn = self.engine.apart.drawn
+            self.doubted = "engine" if drawn or not agrees else before
+            self.check = self.check if agrees else "all"
+            spoiled = agrees and self.skip_bad_rows and block.spoils_good_rows()
+            agrees = agrees and not drawn and not spoiled
+        if block.padding_changes:
+            leave_padding_out(self.reader, self.where)
+            self.doubted = before or "padding"
+            self._forget_labels()  # they were drawn from what padded samples predict
+        return agrees
+
+    def _read(self, groups: list[NDArray[np.int64]]) -> list[Any]:
+        return list(map(self._labelled, groups, self.reader.groups(groups)))
 
     def _stored(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
@@ -313,32 +330,12 @@ class RowComputer:
             name: in_order([part.pop(name).numpy() for part in parts], order - start)
             for name in [*parts[0]]
         }
-        if "label" in joined and not self.skip_bad_rows:
-            need_classes(joined["label"], self.classes, start, self.ids)
-        bad = self._bad(joined, start, stop)
-        if not self.skip_bad_rows:
-            bad.refuse()
-        if bad:
-            bad.blanked(joined)
-        if "label" in joined:
-            joined["label"] = joined["label"].astype(np.int64)
-        features = joined.pop(layout.FEATURES)
-        for name in self.activations.columns:
-            joined[name] = stored_activations(joined[name], self.spec.dtype, start)
-        stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
-        columns = {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
-        if not bad:
-            return columns
-        log.warning("%s: %s: stored as masked", self.where, bad.message)
-        return bad.marked(columns)
-
-    def _bad(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> BadRows:
-        """Find rows that are not finite; where these are skipped, also those that cannot be stored."""
-        more: dict[str, Any] = {}
+        stored = StoredBlock(
+            self.spec, self.ids, self.classes, self.activations.columns, self.where
+        )
         if self.skip_bad_rows:
-            spec = self.spec
-            more = {"classes": self.classes, "dtype": spec.dtype, "keep_bits": spec.keep_bits}
-        return BadRows.of(columns, self.ids[start:stop], start, **more)
+            return stored.masked(joined, start, stop)
+        return stored.refusing(joined, start, stop)
 
     def _batch(self, batch: Any, rows: Rows) -> Iterator[dict[str, Tensor]]:
         """Yield the columns of a batch, as one part or several: fewer samples at once, if need be."""
@@ -359,8 +356,9 @@ class RowComputer:
 
     def _lightness(self, batch: Any) -> float:
         """Return how many samples of a batch need what one of those measured needs."""
-        need = self.need
-        return 1.0 if need is None else need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
+        if self.need is None:
+            return 1.0
+        return self.need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
 
     def _part(self, batch: Any, rows: Rows) -> dict[str, Tensor] | None:
         """Return columns on their way to the CPU, or None where memory did not suffice."""
@@ -395,6 +393,7 @@ class RowComputer:
 
     def _computed(self, batch: Any, rows: Rows) -> dict[str, Tensor]:
         """Compute all columns of a batch but labels and ids."""
-        features, outputs = rows(batch)
+        own = rows(batch)
+        features, outputs = own if self.labels is None else self.labels.scaled(batch, own)
         named = {name: column.float() for name, column in outputs._asdict().items()}
         return {layout.FEATURES: features, **named, **self.activations.of(batch)}

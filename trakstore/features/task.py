@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from trakstore.errors import NumericsError
-from trakstore.features.appended import append_samples
+from trakstore.features.added_samples import append_samples
 from trakstore.features.background import OneBehind
-from trakstore.features.blamed_samples import (
-    blaming_samples,
-)
+from trakstore.features.blamed_samples import blaming_samples
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.derived_splits import need_same_loss_scale
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.job import Job
 from trakstore.features.model_settings import ModelSettings, need_same_settings
@@ -35,7 +34,7 @@ from trakstore.features.token_samples import samples_of
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch
 from trakstore.planning import byte_count
-from trakstore.spec import SplitSpec, check_equal
+from trakstore.spec import Doubt, SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype
@@ -50,9 +49,8 @@ __all__ = ["SplitTask"]
 
 Blame: TypeAlias = "Callable[[range], AbstractContextManager[None]]"
 
-log = logging.getLogger("trakstore")
-
 _USED = 0.9  # of what is free on a GPU
+log = logging.getLogger("trakstore")
 
 
 @dataclass
@@ -118,6 +116,7 @@ class SplitTask:
             spec = wanted_spec(job, there, output, parameters, scale)
             if there is not None:
                 check_equal(there.spec, spec, str(there.location))
+                need_same_loss_scale(there, epoch, split, samples.loss_scale(output))
             projector = make_projector(spec.projection.at(epoch), parameters)
             if scale is not None:
                 projector = scale.scaled(projector)
@@ -137,6 +136,7 @@ class SplitTask:
                 widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
                 block_rows=job.block_rows or 1,
                 settings=settings.unchanged(watch.put_back),
+                loss_scale=samples.loss_scale(output),
             )
             if there is not None:
                 need_same_settings(there, epoch, watch.hash, wanted.settings)
@@ -161,7 +161,7 @@ class SplitTask:
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
             if made.spec.doubted:
-                rows.distrust()
+                rows.distrust(made.spec.doubted)
                 if sharding.writes:
                     finish_withdrawal(made)  # which a run before may not have come to
             clock.lap("store")
@@ -179,20 +179,11 @@ class SplitTask:
         began, waited = time.monotonic(), self.rows.batches.waited
         start, stop = self.writer.spec.block_range(block)
         following = None if then is None else self.writer.spec.block_range(then)
-        try:
-            with blaming_changes(self.watch), self.blame(range(start, stop)):
-                finish = self.rows.begin(start, stop, following)
-        except NumericsError:
-            if self.rows.doubted and self._has_others():
-                self._withdraw()
-            raise
-        if self.rows.doubted:
-            # At once, and before the block by which it came is committed: until that is, the split is
-            # incomplete, so that nobody takes it for right if this process is killed just here.
-            self.watch.check()
-            if self.sharding.same(self._has_others()):
-                self._withdraw()
-            self.rows.doubted = False
+        finish = self._begin(start, stop, following)
+        while self.rows.doubted and self._withdraws():
+            # All rows of the split are computed alike from here on, these too.
+            finish = self._begin(start, stop, following)
+        self.rows.doubted = ""
         reading = self.rows.batches.waited - waited
         self.spent += Spent(reading=reading, computing=time.monotonic() - began - reading)
         self.wait()
@@ -203,61 +194,78 @@ class SplitTask:
         if self._compared is not None:
             self._compared.add(block)
 
+    def _begin(self, start: int, stop: int, then: tuple[int, int] | None) -> Callable[[], Columns]:
+        try:
+            with blaming_changes(self.watch), self.blame(range(start, stop)):
+                return self.rows.begin(start, stop, then)
+        except NumericsError:
+            if self.rows.doubted and self._has_others():
+                self._withdraw()
+            raise
+
+    def _withdraws(self) -> bool:
+        """Withdraw all blocks where they are doubted, and tell whether they are."""
+        # At once, and before the block by which the doubt came is committed: until that is, the split
+        # is incomplete, so that nobody takes it for right if this process is killed just here.
+        self.watch.check()
+        if not self.sharding.same(self._has_others()):
+            return False
+        self._distrust(self.sharding.same(self._withdraw()))
+        return True
+
     def _has_others(self) -> bool:
         """Tell whether there may be blocks of which not all rows were compared."""
-        if self.careful or self._compared is None:
-            return not self.careful
+        if self.careful or self.writer.spec.withdrawn(self.rows.doubted) is self.writer.spec:
+            return False
+        if self._compared is None:
+            return True
         written = set(range(self.writer.spec.blocks)).difference(self.writer.split.missing_blocks())
         return not written <= self._compared
 
-    def _withdraw(self) -> None:
-        """Withdraw all blocks, whoever wrote them, since one was wrong: they are missing from here on.
+    def _withdraw(self) -> Doubt:
+        """Withdraw all blocks, whoever wrote them, since one was wrong; return the doubt of them.
 
-        They are made anew as all that is missing, by the generic engine.
+        They are missing from here on, and made anew like all that is.
         """
-        split = self.writer.split
-        log.warning(
-            "%s at epoch %s: other blocks may be wrong as well, in rows that were not compared: all "
-            "that are written are withdrawn, and made anew by the generic engine",
-            *(split.name, split.epoch),
-        )
-        if self.sharding.writes:
-            withdraw_rows(split)
-        self._distrust()
+        split, doubt = self.writer.split, self.rows.doubted
+        if written := split.spec.blocks - len(split.missing_blocks()):
+            log.warning(
+                "%s at epoch %s: blocks may be wrong in rows that were not compared: all %d that are "
+                "written are withdrawn, and made anew %s",
+                *(split.name, split.epoch, written),
+                "without padding" if doubt == "padding" else "by the generic engine",
+            )
+        return withdraw_rows(split, doubt).spec.doubted if self.sharding.writes else doubt
 
-    def _distrust(self) -> None:
+    def _distrust(self, doubt: Doubt) -> None:
         """Go on with a split whose blocks were withdrawn, by this worker or another one."""
-        if not self.writer.spec.doubted:
+        if doubt != self.writer.spec.doubted:
             split = self.writer.split
-            self.writer = BlockWriter(replace(split, spec=split.spec.withdrawn()))
-            self.rows.distrust()
+            self.writer = BlockWriter(replace(split, spec=split.spec.withdrawn(doubt)))
+            self.rows.distrust(doubt)
 
     def is_written(self, block: int) -> bool:
         """Tell whether a block is committed, by whichever worker."""
-        written, withdrawn = self.writer.is_written(block), self._is_withdrawn()
-        written, withdrawn = self.sharding.same((written, withdrawn))
-        if withdrawn and not self.writer.spec.doubted:
-            self._distrust()
-            return False  # the marker may be one of before
-        return written
+        seen = self.writer.is_written(block), self.writer.doubt()
+        written, doubt = self.sharding.same(seen)
+        if doubt == self.writer.spec.doubted:
+            return written
+        self._distrust(doubt)
+        return False  # the marker may be one of before
 
     def missing(self) -> list[int]:
         """List the blocks that are not committed; ranks of a sharded model ask at once."""
-        withdrawn, missing = self.sharding.agreed(self._withdrawn_and_missing)
-        if withdrawn:
-            self._distrust()
+        doubt, missing = self.sharding.agreed(self._doubt_and_missing)
+        self._distrust(doubt)
         return missing
 
-    def _withdrawn_and_missing(self) -> tuple[bool, list[int]]:
-        withdrawn = self._is_withdrawn()
-        if withdrawn and not self.writer.spec.doubted:
-            self._distrust()
+    def _doubt_and_missing(self) -> tuple[Doubt, list[int]]:
+        doubt = self.writer.doubt()
+        if doubt != self.writer.spec.doubted:
+            self._distrust(doubt)
             # Its markers of before may have come after those were deleted.
             finish_withdrawal(self.writer.split)
-        return withdrawn, self.writer.split.missing_blocks()
-
-    def _is_withdrawn(self) -> bool:
-        return self.writer.spec.doubted or self.writer.is_withdrawn()
+        return doubt, self.writer.split.missing_blocks()
 
     def _store(self, writer: BlockWriter, block: int, finish: Callable[[], Columns]) -> None:
         columns = finish()
@@ -272,9 +280,9 @@ class SplitTask:
                 # Once more: the rows may have been withdrawn just before the marker came.
                 writer.refuse_replaced()
             except WithdrawnError:
-                # The rows are of an engine that another worker found wrong: the block is missing.
-                twice = True
-                BlockWriter(replace(writer.split, spec=writer.spec.withdrawn())).sweep()
+                # Another worker found wrong how these rows were computed: the block is missing.
+                twice, spec = True, writer.spec.withdrawn(writer.doubt())
+                BlockWriter(replace(writer.split, spec=spec)).sweep()
             start, stop = writer.spec.block_range(block)
             self.rows_twice += stop - start if twice else 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.passes.rows import Rows, column_pieces
+from trakstore.passes.rows import Rows
+from trakstore.scores.classes import classes_of, pieces
 from trakstore.scores.factored import Scores
 
-_PIECE = 2**16  # rows whose ids or labels are in memory at once
-_VALUE_BYTES = 160  # of one, as stored, as Python's own and in a set
 Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
 
 
@@ -46,12 +45,6 @@ class Groups:
         return [(int(one), np.flatnonzero(here == one)) for one in np.unique(here) if one >= 0]
 
 
-def group_bytes(rows: int) -> int:
-    """Return the bytes of the groups of so many train rows while they are made."""
-    # A mark and a number for each row.
-    return 5 * rows + _VALUE_BYTES * min(rows, _PIECE)
-
-
 def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Groups | None:
     """Return one group of the rows that are wanted, or one a class; None when all rows are.
 
@@ -70,21 +63,9 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
         of = wanted.astype(np.int32)
         of -= 1
         return Groups(of, (int(np.count_nonzero(wanted)),), np.zeros(1, dtype=np.int64))
-    column, of = _labels(scores), np.full(len(wanted), -1, np.int32)
-    pieces = [np.unique(labels[wanted[low:][: len(labels)]]) for low, labels in _pieces(column)]
     # Only labels of rows that are wanted have a list.
-    labels = np.unique(np.concatenate(pieces))
-    counts = np.zeros(len(labels), np.int64)
-    for low, piece in _pieces(column):
-        chosen = np.flatnonzero(wanted[low:][: len(piece)])
-        own = np.searchsorted(labels, piece[chosen])
-        of[low + chosen] = own
-        counts += np.bincount(own, minlength=len(labels))
+    of, labels, counts = classes_of(_labels(scores), wanted)
     return Groups(of, tuple(counts.tolist()), labels)
-
-
-def _pieces(column: Rows) -> Iterator[tuple[int, NDArray[Any]]]:
-    return column_pieces(column, _PIECE)
 
 
 def _wanted(scores: Scores, where: Where) -> NDArray[np.bool_]:
@@ -118,7 +99,7 @@ def _among(column: Rows, values: Any, what: str) -> NDArray[np.bool_]:
     """Mark the rows whose value is one of some, all of which must be there."""
     wanted, seen = set(np.atleast_1d(np.asarray(values)).tolist()), set[Any]()
     chosen = np.zeros(column.shape[0], bool)
-    for low, piece in _pieces(column):
+    for low, piece in pieces(column):
         # Through Python's own values, so that ids of any dtype compare as a caller writes them.
         every = piece.tolist()
         chosen[low : low + len(every)] = [one in wanted for one in every]

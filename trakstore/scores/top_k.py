@@ -19,8 +19,8 @@ from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, together
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
-from trakstore.planning import fit_slots
 from trakstore.quantities import as_flag, as_whole, is_one_of
+from trakstore.scores.classes import need_class_memory
 from trakstore.scores.factored import Scores
 from trakstore.scores.needed import need_scores, need_some_scores
 from trakstore.scores.running_lists import (
@@ -34,7 +34,7 @@ from trakstore.scores.running_lists import (
     merge,
     select_bytes,
 )
-from trakstore.scores.selection import Groups, Where, group_bytes, train_groups
+from trakstore.scores.selection import Groups, Where, train_groups
 from trakstore.scores.streaming import WindowPass, each_window
 from trakstore.scores.window_plans import ScoreSizes, WindowPlan, plan_windows
 
@@ -106,8 +106,7 @@ def top_k(
     need_targets(scores)
     columns = scores.shape[1]
     if where is not None or per_class:
-        limit, what = memory_budget(memory_limit), f"a choice among {columns} train rows"
-        fit_slots(1, 1, group_bytes(columns), 0, limit, what)
+        need_class_memory(columns, memory_limit)
     groups = train_groups(scores, where, per_class=per_class)
     k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
     plan = plan_top_k(scores.sizes, k, groups, memory_limit)

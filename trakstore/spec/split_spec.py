@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from trakstore import documents
 from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
@@ -14,6 +14,14 @@ from trakstore.spec.model_settings import Settings
 from trakstore.spec.store_spec import StoreSpec
 from trakstore.spec.whole_fields import set_whole
 
+LossScale: TypeAlias = Literal["", "root"]
+# Why rows were withdrawn, by how much they are doubted: padding changes what the model computes of a
+# sample, or an engine was wrong.
+Doubt: TypeAlias = Literal["", "padding", "engine"]
+_DOUBTS: tuple[Doubt, ...] = get_args(Doubt)
+# Bits of the nonce that are inverted then.
+_NONCES: dict[Doubt, int] = {"": 0, "padding": 0xF0F0F0F0, "engine": 0xFFFFFFFF}
+
 _FEATURES = ("float32", "float16", "int8")
 _NUMBERS = ("float32", "float16", "float64", "int64", "int32", "int8")
 _WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits", "draws")
@@ -21,7 +29,6 @@ _WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "
 _MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
 _MOST_ENTRIES = 2**16  # of a block's commit record: one for each chunk
 _MOST_CHUNK_BYTES = 2**28
-_NONCE_BITS = 2**32 - 1
 
 _COLUMN = documents.text(documents.NAME)
 _FIELDS = {
@@ -42,10 +49,11 @@ _FIELDS = {
     "draws": documents.whole(),
     "of_spec": documents.text(),
     "settings": documents.entries(documents.text(), documents.text()),
-    "doubted": documents.one_of(True, False),
+    "loss_scale": documents.one_of(*get_args(LossScale)),
+    "doubted": documents.one_of(*get_args(Doubt)),
 }
 # Fields that are younger than the format: where they are empty, the document stays as it was.
-_ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings", "doubted")
+_ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings", "loss_scale", "doubted")
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,9 @@ class SplitSpec:
         Bits of rounded mantissas, as in :class:`StoreSpec`; chunks of such features are compressed.
     given : str or None
         SHA-256 of what was given, where features were made elsewhere.
+    loss_scale : {"", "root"}
+        ``"root"``: loss and ``out_to_loss`` are those of a mean over n tokens, times √n: of drawn
+        labels, whose loss gradients make a kernel. Splits of drawn labels of before have ``""``.
     block_rows, chunk_rows, chunk_columns : int
         Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
     nonce : int
@@ -85,8 +96,8 @@ class SplitSpec:
     settings : tuple of (name, text)
         Settings of the model's modules that are no part of its weights; see
         :mod:`trakstore.spec.model_settings`. Empty in splits of before, and where it is not known.
-    doubted : bool
-        Whether rows of it were withdrawn, since a block of them was wrong: see :meth:`withdrawn`.
+    doubted : {"", "padding", "engine"}
+        Why rows of it were withdrawn, if any were: see :meth:`withdrawn`.
     """
 
     rows: int
@@ -98,6 +109,7 @@ class SplitSpec:
     keep_bits: int | None = None
     widths: tuple[tuple[str, int], ...] = ()
     given: str | None = None
+    loss_scale: LossScale = ""
     block_rows: int = field(default=1, compare=False)
     chunk_rows: int = field(default=1, compare=False)
     chunk_columns: int = field(default=1, compare=False)
@@ -106,7 +118,7 @@ class SplitSpec:
     draws: int = field(default=0, compare=False)
     of_spec: str = field(default="", compare=False)
     settings: Settings = field(default=(), compare=False)
-    doubted: bool = field(default=False, compare=False)
+    doubted: Doubt = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
@@ -156,24 +168,31 @@ class SplitSpec:
                 f"was replaced; drop the split (store.drop) and featurize it for this store"
             )
 
-    def withdrawn(self) -> SplitSpec:
+    def withdrawn(self, doubt: Doubt) -> SplitSpec:
         """Return the spec of the split once its rows are withdrawn: with a nonce that none of them has.
 
-        The nonce follows from the one of before, so that all workers who doubt the rows write the same.
+        The nonce follows from the first one and the doubt, so that all workers who have it write the
+        same. A split that is doubted as much stays as it is.
 
         Examples
         --------
         >>> spec = SplitSpec(2, 3, (("features", "float32"), ("sample_id", "int64")), nonce=5)
-        >>> spec.withdrawn().nonce, spec.withdrawn().nonce_before, spec.nonce_before
-        (4294967290, 5, None)
+        >>> worse = spec.withdrawn("padding").withdrawn("engine")
+        >>> worse.nonce == spec.withdrawn("engine").nonce, worse.withdrawn("padding").doubted
+        (True, 'engine')
+        >>> spec.nonces_before, worse.nonces_before
+        ((), (5, 4042322160))
         """
-        # Rows of a split that is doubted are compared one by one: nobody doubts them again.
-        return self if self.doubted else replace(self, nonce=self.nonce ^ _NONCE_BITS, doubted=True)
+        if doubt not in _DOUBTS[_DOUBTS.index(self.doubted) + 1 :]:
+            return self
+        nonce = self.nonce ^ _NONCES[self.doubted] ^ _NONCES[doubt]
+        return replace(self, nonce=nonce, doubted=doubt)
 
     @property
-    def nonce_before(self) -> int | None:
-        """Nonce of the rows that were withdrawn, if any were."""
-        return self.nonce ^ _NONCE_BITS if self.doubted else None
+    def nonces_before(self) -> tuple[int, ...]:
+        """Nonces that rows of the split had which were withdrawn, if any were."""
+        less = _DOUBTS[: _DOUBTS.index(self.doubted)]
+        return tuple(self.nonce ^ _NONCES[self.doubted] ^ _NONCES[one] for one in less)
 
     def block_range(self, block: int) -> tuple[int, int]:
         """Return the first row of a block, and the row after its last."""

@@ -181,7 +181,7 @@ def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
     # In the order of the writer: rows, the split's nonce, then the tail of each chunk.
     rows, nonce, *tails = np.frombuffer(marker[:-TAIL], "<u4").tolist()
     start, stop = spec.block_range(block)
-    if nonce == spec.nonce_before:
+    if nonce in spec.nonces_before:
         what = "is of rows that were withdrawn, since a block of the split was wrong"
         return "marker", key, f"{what}: run the same featurize again"
     if nonce != spec.nonce:

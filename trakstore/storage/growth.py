@@ -23,7 +23,7 @@ from trakstore.errors import (
     error_context,
 )
 from trakstore.quantities import as_flag
-from trakstore.spec import SplitSpec
+from trakstore.spec import Doubt, SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import array_documents, row_document
 from trakstore.storage.backends.location import Location
@@ -104,7 +104,7 @@ def _put_documents(place: Location, path: str, spec: SplitSpec) -> None:
     place.put({layout.document_key(path): split_document(path, spec)})
 
 
-def withdraw_rows(split: Split, spec: SplitSpec | None = None) -> Split:
+def withdraw_rows(split: Split, doubt: Doubt, spec: SplitSpec | None = None) -> Split:
     """Withdraw all rows of a split at once, whoever wrote them, since a block of it was wrong.
 
     From the moment that the split's document has the nonce of :meth:`SplitSpec.withdrawn`, no marker of
@@ -116,13 +116,15 @@ def withdraw_rows(split: Split, spec: SplitSpec | None = None) -> Split:
     ----------
     split : Split
         As it was when its rows began to be written.
+    doubt : {"padding", "engine"}
+        Reason of it.
     spec : SplitSpec, optional
         Spec of the split with more rows, where some were to be appended.
 
     Returns
     -------
     Split
-        The split without rows.
+        The split without rows, as it is then: others may have doubted it more.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def withdraw_rows(split: Split, spec: SplitSpec | None = None) -> Split:
         When the split was dropped or replaced meanwhile.
     """
     place, path = split.location, split.path
-    made = replace(split, spec=(spec or split.spec).withdrawn(), complete=False)
+    made = replace(split, spec=(spec or split.spec).withdrawn(doubt), complete=False)
     writer = BlockWriter(split)
     for wait in (*_WAITS, None):
         try:
@@ -143,8 +145,12 @@ def withdraw_rows(split: Split, spec: SplitSpec | None = None) -> Split:
                 _put_documents(place, path, made.spec)
                 done.update(nonce=made.spec.nonce, rows=made.rows, noted=0)
             break
-        except WithdrawnError:  # by another worker, who found the same
-            break
+        except WithdrawnError:  # by another worker
+            now = writer.doubt()
+            split = replace(split, spec=split.spec.withdrawn(now))
+            made, writer = replace(made, spec=made.spec.withdrawn(now)), BlockWriter(split)
+            if now == made.spec.doubted:
+                break
         except LocationError as error:
             if wait is None:
                 raise LocationError(
@@ -164,7 +170,7 @@ def finish_withdrawal(split: Split) -> None:
 
     def change(now: Masks) -> dict[str, MaskEntry] | None:
         there = now.entries.get(epoch)
-        if there is None or there.nonce != split.spec.nonce_before:
+        if there is None or there.nonce not in split.spec.nonces_before:
             return None
         return {epoch: replace(there, nonce=split.spec.nonce)}
 

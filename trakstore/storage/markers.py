@@ -106,7 +106,7 @@ def _parsed(
     if len(value) < 3 * TAIL or not intact(value):
         raise DamagedError(f"{location}: {key} is damaged: its checksum is wrong")
     rows, nonce = np.frombuffer(value[: 2 * TAIL], "<u4").tolist()
-    if nonce == spec.nonce_before:
+    if nonce in spec.nonces_before:
         raise DamagedError(
             f"{location}: {key} is of rows that were withdrawn, since a block of the split was wrong; "
             f"run the same featurize again to write them"

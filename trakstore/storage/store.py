@@ -334,7 +334,7 @@ class FeatureStore(StoreReader):
         for name in self.splits_of(epoch) if split is None else (split,):
             # Indexes of its rows go first: a drop that was stopped and goes on finds another nonce.
             spec = self._catalogue.open_to_drop(epoch, name).spec
-            nonces = (spec.nonce, spec.nonce_before)
+            nonces = (spec.nonce, *spec.nonces_before)
             drop_index(self.location, name, layout.as_epoch(epoch), nonces)
             drop_split(self._catalogue.open_to_drop(epoch, name))
             self._catalogue.remove(epoch, name)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import LocationError, SpecMismatchError, TrakStoreError
-from trakstore.spec import SplitSpec
+from trakstore.spec import Doubt, SplitSpec
 from trakstore.storage import layout
 from trakstore.storage.arrays import (
     array_documents,
@@ -84,15 +84,16 @@ class BlockWriter:
             [layout.marker_key(path, block), layout.skipped_key(path, block)]
         )
 
-    def is_withdrawn(self) -> bool:
-        """Tell whether the rows of the split, as it was opened, were withdrawn: one request."""
+    def doubt(self) -> Doubt:
+        """Return why the rows of the split are doubted now, by whichever worker: one request."""
         document = self.split.location.get(layout.document_key(self.split.path))
-        return document is not None and self._says_withdrawn(attributes(document, self.split.path))
+        known = {} if document is None else attributes(document, self.split.path)
+        return self._more_doubt(known) or self.spec.doubted
 
-    def _says_withdrawn(self, known: Mapping[str, Any]) -> bool:
-        """Tell whether the attributes of the split's document say so."""
-        same = known.get("nonce") == self.spec.withdrawn().nonce
-        return same and not self.spec.doubted and known.get("doubted") is True
+    def _more_doubt(self, known: Mapping[str, Any]) -> Doubt:
+        """Return why rows were withdrawn since, as the attributes of the split's document say."""
+        then = self.spec.withdrawn(known.get("doubted", ""))
+        return "" if then is self.spec or known.get("nonce") != then.nonce else then.doubted
 
     def sweep(self) -> None:
         """Delete markers of before: of a split that was dropped, or of rows that were withdrawn.
@@ -229,7 +230,7 @@ class BlockWriter:
             same_values = self.spec.given in (None, known.get("given"))
             if same_values and known.get("nonce") == self.spec.nonce:
                 return
-            if self._says_withdrawn(known):
+            if self._more_doubt(known):
                 raise WithdrawnError(
                     f"a worker met a block of {self.split.path} that was wrong, and withdrew all rows, "
                     f"while these were being written; start the run again"

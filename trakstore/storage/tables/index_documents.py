@@ -235,9 +235,7 @@ def known_index(
         return None
 
 
-def drop_index(
-    location: Location, split: str, epoch: layout.Epoch, nonces: Container[int | None]
-) -> None:
+def drop_index(location: Location, split: str, epoch: layout.Epoch, nonces: Container[int]) -> None:
     """Delete the index of a split's rows at an epoch where it has one of these nonces there.
 
     Raises

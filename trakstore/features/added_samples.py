@@ -1,4 +1,4 @@
-"""Samples that a data set has gained at its end, added to a split that is stored."""
+"""Samples that a data set has more than the store: they are added behind those that are there."""
 
 from __future__ import annotations
 
@@ -37,6 +37,25 @@ def append_samples(
 
     Where a block of them is wrong, those that are stored are doubted like the others: the split has all
     rows from then on, and none of them is there.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        Store that has the split, or nothing is done.
+    epoch, split
+        Names of the split.
+    wanted : SplitSpec
+        Spec of the split of the whole data set.
+    rows : RowComputer
+    samples : SplitSamples or TokenSamples
+        All samples, those that are stored first.
+    blame : callable
+        ``blame(rows)`` gives a context whose errors name the sample that they come from.
+
+    Raises
+    ------
+    SpecMismatchError
+        When the stored rows are of other samples, or were made otherwise.
     """
     if split not in store.splits_of(epoch):
         return
@@ -53,7 +72,7 @@ def append_samples(
     check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
 
     if old.spec.doubted:
-        rows.distrust()
+        rows.distrust(old.spec.doubted)
 
     def columns(start: int, stop: int) -> Columns:
         with blame(range(start, stop)):
@@ -76,7 +95,9 @@ def append_samples(
     except _DoubtError:
         log.warning(
             "%s at epoch %s: the %d rows that are stored may be wrong where they were not compared: "
-            "all are withdrawn, and made anew by the generic engine with those that are appended",
+            "all are withdrawn, and made anew with those that are appended, %s",
             *(split, epoch, count),
+            "without padding" if rows.doubted == "padding" else "by the generic engine",
         )
-        withdraw_rows(old, replace(old.spec, rows=wanted.rows, dataset=wanted.dataset))
+        grown = replace(old.spec, rows=wanted.rows, dataset=wanted.dataset)
+        withdraw_rows(old, rows.doubted, grown)
