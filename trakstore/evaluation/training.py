@@ -7,6 +7,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +24,14 @@ from torch.utils.data import default_collate
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.function_descriptions import code, plain
 from trakstore.evaluation.retraining import Retrained
-from trakstore.evaluation.trained import Trained, unlike_attribute
+from trakstore.evaluation.trained import (
+    Attributes,
+    NotStackable,
+    Trained,
+    slots_of,
+    tensors_of,
+    untouched,
+)
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.gradients import FAILURES
 from trakstore.features.outputs import ModelOutput, as_output
@@ -181,26 +190,21 @@ class SubsetTrainer:
 
     def _fit_equal(self, train: Any, rows: NDArray[np.int64], seeds: list[int]) -> list[Trained]:
         """Train models of one subset size, whose rows are (models, size)."""
-        models = [self._fresh(seed).train() for seed in seeds]
-        unlike = unlike_attribute(models)
-        reason = unlike and f"their {unlike} is no parameter or buffer, and differs"
-        if reason is None:
-            try:
-                with warnings.catch_warnings():
-                    # Where torch loops over the models by itself it is slower, and right.
-                    warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                    return self._fit(models, train, rows, seeds, together=True)
-            except torch.OutOfMemoryError:
-                raise
-            except FAILURES as error:
-                # No rule of vmap, or a fault of the model's own: that one is raised again below.
-                reason = f"vmap cannot do this one ({str(error).splitlines()[0][:200]})"
-        alone = [
-            self._fit([self._fresh(seed).train()], train, rows[i : i + 1], [seed])
-            for i, seed in enumerate(seeds)
-        ]
+        try:
+            with warnings.catch_warnings():
+                # Where torch loops over the models by itself it is slower, and right.
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                return self._fit_stacked(train, rows, seeds)
+        except torch.OutOfMemoryError:
+            raise
+        except NotStackable as error:
+            reason = str(error)
+        except FAILURES as error:
+            # No rule of vmap, or a fault of the model's own: that one is raised again below.
+            reason = f"vmap cannot do this one ({str(error).splitlines()[0][:200]})"
+        trained = [self._fit_alone(train, rows[i], seed) for i, seed in enumerate(seeds)]
         log.warning("models are trained one after the other, since %s", reason)
-        return [one for ones in alone for one in ones]
+        return trained
 
     def _check(self, targets: Any) -> None:
         """Refuse, before any training, what the model as it is made has no output of."""
@@ -235,39 +239,62 @@ class SubsetTrainer:
             torch.manual_seed(seed)
             return self.make_model()
 
-    def _fit(
-        self,
-        models: list[nn.Module],
-        train: Any,
-        rows: NDArray[np.int64],
-        seeds: list[int],
-        together: bool = False,
-    ) -> list[Trained]:
-        """Train models whose rows are (models, size), stacked, or one by itself."""
+    def _fit_stacked(self, train: Any, rows: NDArray[np.int64], seeds: list[int]) -> list[Trained]:
+        """Train models whose rows are (models, size) as one, whose parameters are theirs, stacked."""
+        models = [self._fresh(seed).train() for seed in seeds]
+        # What vmap leaves in a module is thrown away with it.
+        first = deepcopy(models[0])
+        attributes = Attributes(first)
+        attributes.need_alike(models)
         parameters, buffers = stack_module_state(models)
-        optimizer = self.optimizer([p for p in parameters.values() if p.requires_grad])
-        batches = list(self._batches(rows, seeds))
-        schedule = self.schedule and self.schedule(optimizer, len(batches))
-        one = partial(_loss, models[0], as_output(self.output))
-        losses = vmap(one, randomness="different") if together else partial(_single, one)
-        with torch.random.fork_rng(devices=[]):
-            # Dropout of stacked models draws from one stream: the first model's seed is that of all.
-            torch.manual_seed(seeds[0])
-            for at in batches:
-                batch = tree.tree_map(lambda leaf, at=at: leaf[at], train)
-                optimizer.zero_grad()
-                loss, changed = losses(parameters, buffers, batch)
+        losses = vmap(
+            partial(_loss, first, slots_of(first), as_output(self.output)), randomness="different"
+        )
+        # Dropout of stacked models draws from one stream: the first model's seed is that of all.
+        with self._steps(rows, seeds, list(parameters.values())) as steps:
+            for at, step in steps:
+                loss, changed = losses(parameters, buffers, _taken(train, at))
                 # No loss depends on another model's parameters: the sum has each one's own gradient.
-                loss.sum().backward()
-                optimizer.step()
+                step(loss.sum())
                 buffers = {name: value.detach() for name, value in changed.items()}
-                if schedule is not None:
-                    schedule.step()
+                attributes.need_unchanged()
         state = {name: value.detach() for name, value in {**parameters, **buffers}.items()}
         return [
             Trained(model, {name: value[i] for name, value in state.items()})
             for i, model in enumerate(models)
         ]
+
+    def _fit_alone(self, train: Any, rows: NDArray[np.int64], seed: int) -> Trained:
+        """Train one model, as anybody would."""
+        model, output = self._fresh(seed).train(), as_output(self.output)
+        with (
+            untouched(model),
+            self._steps(rows[None], [seed], list(model.parameters())) as steps,
+        ):
+            for at, step in steps:
+                step(output(model, _taken(train, at[0])).loss.mean())
+            state = {name: tensor.data for name, tensor in tensors_of(model).items()}
+        return Trained(model, state)
+
+    @contextmanager
+    def _steps(
+        self, rows: NDArray[np.int64], seeds: list[int], parameters: list[Tensor]
+    ) -> Iterator[Iterator[tuple[Tensor, Callable[[Tensor], None]]]]:
+        """Yield batches (models, batch) of rows, each with the step that a loss of it makes."""
+        optimizer = self.optimizer([one for one in parameters if one.requires_grad])
+        batches = list(self._batches(rows, seeds))
+        schedule = self.schedule and self.schedule(optimizer, len(batches))
+
+        def step(loss: Tensor) -> None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds[0])
+            yield ((at, step) for at in batches)
 
     def _batches(self, rows: NDArray[np.int64], seeds: list[int]) -> Iterator[Tensor]:
         """Train rows (models, batch), each model's in an order of its own."""
@@ -280,6 +307,7 @@ class SubsetTrainer:
 
 def _loss(
     model: nn.Module,
+    slots: dict[str, str],
     output: ModelOutput,
     parameters: dict[str, Tensor],
     buffers: dict[str, Tensor],
@@ -287,20 +315,20 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the mean loss of one model on its batch, and its buffers afterwards."""
     # A module may give a buffer another tensor instead of writing into it: functional_call leaves in
-    # the dict what the names stand for after the call.
-    state = {**parameters, **buffers}
+    # the dict what the names stand for after the call. Each place in a module is named once: a module
+    # whose tensors are swapped by two names does not get its own back.
+    named = {**parameters, **buffers}
+    state = {slot: named[name] for slot, name in slots.items()}
 
     def called(*arguments: Any, **keywords: Any) -> Any:
-        return functional_call(model, state, arguments, keywords)
+        return functional_call(model, state, arguments, keywords, tie_weights=False)
 
     loss = output(called, batch).loss.mean()
     return loss, {name: state[name] for name in buffers}
 
 
-def _single(one: Callable[..., Any], *stacked: Any) -> Any:
-    """Call ``one`` without ``vmap``, on a stack of one."""
-    result = one(*(tree.tree_map(lambda leaf: leaf[0], each) for each in stacked))
-    return tree.tree_map(lambda leaf: leaf[None], result)
+def _taken(batch: Any, at: Tensor) -> Any:
+    return tree.tree_map(lambda leaf: leaf[at], batch)
 
 
 def _all_rows(dataset: Any) -> Any:
