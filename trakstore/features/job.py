@@ -67,7 +67,8 @@ class Job:
         dict, or a function without arguments that gives one of these. No file's code is run. State
         dicts that share memory with the model, as ``model.state_dict()`` does, are copied here, as
         they are now; others are not, and cost nothing. The path of a Trainer's output folder stands
-        for its ``checkpoint-N`` as the epochs N, with the learning rates that the Trainer logged.
+        for its ``checkpoint-N`` as the epochs N, with the learning rates that the Trainer logged at
+        these very steps; a warning names the others.
     parameters : str or sequence of str
         Shell-style patterns of parameter names. The parameters that they select are real: complex
         ones are refused.
@@ -219,8 +220,9 @@ class Job:
                 raise TrakStoreError(f"{name} must be a mapping, like {what}, got {got}")
         if isinstance(self.checkpoints, str | Path):
             folder = TrainerFolder.of(Path(self.checkpoints))
+            folder.rates.warn_of_unknown(Path(self.checkpoints), self.learning_rates)
             self.checkpoints = folder.checkpoints
-            self.learning_rates = {**folder.learning_rates, **self.learning_rates}
+            self.learning_rates = {**folder.rates.known, **self.learning_rates}
         need_epochs(self.checkpoints)
         self._own_checkpoints()
         self.batch_size = as_whole(self.batch_size, "batch_size", 1)
