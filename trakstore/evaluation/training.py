@@ -51,11 +51,12 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 class SubsetTrainer:
     """Trainer of a small model, anew on each of several subsets; data and models are held in memory.
 
-    Models of one subset size are trained together, as one: their parameters are stacked
+    Models of one subset size are trained together, as one: their parameters and buffers are stacked
     (``torch.func``), and an optimiser that works element by element, as SGD and Adam do, does for
-    each what it would do alone. Where ``vmap`` has no rule for the model, one is trained after the
-    other, with one line in the log. What a model becomes depends on its subset and seed, not on
-    those beside it, but for rounding and for dropout.
+    each what it would do alone. Where ``vmap`` has no rule for the model, or modules hold tensors or
+    numbers beside parameters and buffers that differ or change, one is trained after the other, with
+    one line in the log. What a model becomes depends on its subset and seed, not on those beside it,
+    but for rounding and for dropout.
 
     Attributes
     ----------
@@ -252,12 +253,15 @@ class SubsetTrainer:
         )
         # Dropout of stacked models draws from one stream: the first model's seed is that of all.
         with self._steps(rows, seeds, list(parameters.values())) as steps:
-            for at, step in steps:
+            for number, (at, step) in enumerate(steps):
                 loss, changed = losses(parameters, buffers, _taken(train, at))
                 # No loss depends on another model's parameters: the sum has each one's own gradient.
                 step(loss.sum())
                 buffers = {name: value.detach() for name, value in changed.items()}
-                attributes.need_unchanged()
+                if not number:
+                    # Most that will change do so at once, before hours of training.
+                    attributes.need_unchanged()
+        attributes.need_unchanged()
         state = {name: value.detach() for name, value in {**parameters, **buffers}.items()}
         return [
             Trained(model, {name: value[i] for name, value in state.items()})
