@@ -36,7 +36,6 @@ from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.gradients import FAILURES
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.reading import read_sample
-from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_whole
 
 # The docs have a page of this module, which shows these names.
@@ -100,10 +99,11 @@ class SubsetTrainer:
 
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
         """Train a model on each subset and ask it about the targets; arguments as in :meth:`fit`."""
-        targets = _all_rows(self.targets)
-        self._check(targets)
+        subsets, targets = self._checked(subsets), _all_rows(self.targets)
+        train = _all_rows(self.train)
+        self._check_outputs(train, np.flatnonzero(subsets.any(axis=0)), targets)
         outputs, classes = [], []
-        for trained in self._trained(subsets, seeds):
+        for trained in self._trained(train, subsets, seeds):
             # The module itself is asked: an output may need more of it than its parameters.
             with trained.in_model() as model:
                 values, predicted = self._outputs(model, targets)
@@ -166,20 +166,25 @@ class SubsetTrainer:
         TrakStoreError
             Subsets of another number of rows, or empty ones.
         """
-        states = []
-        for trained in self._trained(subsets, seeds):
+        subsets, states = self._checked(subsets), []
+        for trained in self._trained(_all_rows(self.train), subsets, seeds):
             with trained.in_model() as model:
                 states.append({name: value.clone() for name, value in model.state_dict().items()})
         return states
 
-    def _trained(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[Trained]:
-        """Train a model on each subset, those of one size together; in the order of the subsets."""
+    def _checked(self, subsets: NDArray[np.bool_]) -> NDArray[np.bool_]:
         count, subsets = dataset_rows(self.train), as_mask(subsets, "subsets")
         if subsets.ndim != 2 or subsets.shape[1] != count or not subsets.any(axis=1).all():
             raise TrakStoreError(
                 f"needed subsets of {count} train rows, none empty, got shape {subsets.shape}"
             )
-        train, sizes = _all_rows(self.train), subsets.sum(axis=1)
+        return subsets
+
+    def _trained(
+        self, train: Any, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]
+    ) -> list[Trained]:
+        """Train a model on each subset, those of one size together; in the order of the subsets."""
+        sizes = subsets.sum(axis=1)
         by_number: dict[int, Trained] = {}
         # Stacked models step together: they need batches of one shape, so subsets of one size.
         for size in np.unique(sizes):
@@ -207,21 +212,25 @@ class SubsetTrainer:
         log.warning("models are trained one after the other, since %s", reason)
         return trained
 
-    def _check(self, targets: Any) -> None:
-        """Refuse, before any training, what the model as it is made has no output of."""
+    def _check_outputs(self, train: Any, rows: NDArray[np.int64], targets: Any) -> None:
+        """Refuse, before any training, samples that the model as it is made has no output of.
+
+        Of the train rows, those that are in a subset: bad ones that a store has masked may be there.
+        """
         model, output = self._fresh(0), as_output(self.output)
-        values = torch.from_numpy(self._outputs(model, targets)[0])
-        with torch.no_grad():
-            train = [
-                output(model, _collated(self.train, *piece)).loss
-                for piece in ranges(dataset_rows(self.train), self.batch_size)
-            ]
-        for what, numbers in (("target", values), ("train row", torch.cat(train))):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            values = torch.from_numpy(self._outputs(model, targets)[0])
+            pieces = torch.from_numpy(rows).split(self.batch_size)
+            losses = torch.cat([output(model, _taken(train, at)).loss for at in pieces])
+        for what, at, numbers in (
+            ("target", range(len(values)), values),
+            ("train row", rows, losses),
+        ):
             bad = numbers.isnan().nonzero()
             if len(bad):
                 raise TrakStoreError(
-                    f"{what} {int(bad[0])} has no {output.name} before anything is trained: look at "
-                    f"its label and inputs"
+                    f"{what} {at[int(bad[0])]} has no {output.name} before anything is trained: look "
+                    f"at its label and inputs, or leave it out"
                 )
 
     def _outputs(
@@ -337,8 +346,4 @@ def _taken(batch: Any, at: Tensor) -> Any:
 
 def _all_rows(dataset: Any) -> Any:
     """Collate all samples into one batch."""
-    return _collated(dataset, 0, dataset_rows(dataset))
-
-
-def _collated(dataset: Any, start: int, stop: int) -> Any:
-    return default_collate([read_sample(dataset, i) for i in range(start, stop)])
+    return default_collate([read_sample(dataset, i) for i in range(dataset_rows(dataset))])
