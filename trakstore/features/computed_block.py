@@ -1,4 +1,4 @@
-"""A block of features that were computed, beside samples of it that are read once more."""
+"""A block of computed features, some of which are compared with samples that are read again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ComputedBlock:
     features : Tensor, shape (rows, dim), float32
         On the CPU, in the order in which they were computed.
     order : ndarray of int64, shape (rows,)
-        Number of each of them in the split.
+        Position in the split of each of them.
     read : callable
         Reader of the samples at some rows, as a batch of their own.
     """
@@ -55,12 +55,13 @@ class ComputedBlock:
 
     @cached_property
     def _place(self) -> NDArray[np.int64]:
-        """Place of each row of the block, in order, among the features."""
+        """Position among the features of each row of the block, in order."""
         return np.argsort(self.order)
 
     @cached_property
     def _finite(self) -> NDArray[np.bool_]:
-        """Features that are finite: their norms are, which are taken in float64."""
+        """Rows that are finite, as their norms show; these are taken in float64, which does not
+        overflow."""
         norms = torch.linalg.vector_norm(self.features, dim=1, dtype=torch.float64)
         return np.asarray(norms.isfinite())
 
@@ -69,10 +70,9 @@ class ComputedBlock:
         return int(self.order.min())
 
     def agrees(self, check: CheckedRows, most: int) -> bool:
-        """Compare some rows, or each, with ordinary backward passes, ``most`` of them at once.
+        """Compare some rows, or all, with ordinary backward passes, ``most`` of them at once.
 
-        Rows that are not finite are not among them: they are refused, or skipped, by themselves when
-        they are stored.
+        Rows that are not finite are left out: they are refused, or skipped, when they are stored.
         """
         chosen = self._each(most) if check == "all" else self._some(most)
         return all(self._compared(rows, check) for rows in chosen if len(rows))
@@ -104,7 +104,8 @@ class ComputedBlock:
         return apart is None
 
     def spoils_good_rows(self) -> bool:
-        """Tell whether a row that is not finite would be so alone: else others of its batch did it."""
+        """Tell whether a row that is not finite would be finite alone: others of its batch spoilt
+        it."""
         for row in self.order[~self._finite].tolist():
             one = self.engine.samples(self.read(np.array([row])))
             if features_alone(one, self.engine.projector).isfinite().all():
