@@ -147,8 +147,7 @@ class Apart:
         return int(self._count * 0.6180339887498949 % 1 * size)
 
     def _of_questions(self, decided: list[Tensor]) -> list[int]:
-        """Return, for each new question, the first sample for which the answer alone would be
-        another."""
+        """Return, for each new question, the first sample that alone would get another answer."""
         new = [at for at in range(len(decided)) if self.met or at not in self._answered]
         if not new:
             return []

@@ -69,8 +69,8 @@ class RowComputer:
         Samples that are read at once: a batch, or several where they are sorted by length.
     measured : tuple of int
         Rows of the samples whose need of memory is measured: the longest, where lengths differ much.
-        shortest : tuple of int
-            Rows of the shortest samples; empty where lengths do not differ much.
+    shortest : tuple of int
+        Rows of the shortest samples; empty where lengths do not differ much.
     at_once : float
         Samples like the measured ones whose gradients are computed at once; halved when memory runs
         out.
@@ -266,8 +266,7 @@ class RowComputer:
         return parts, np.concatenate(order)
 
     def _rows_of(self, own: NDArray[np.int64]) -> Rows:
-        """Return the engine's function; that for all draws at once, where rows hold all of each
-        sample."""
+        """Return the engine's function: that for all draws at once, where rows hold whole samples."""
         draws = self._draws
         if draws == 1 or len(own) % draws or (own[::draws] % draws).any():
             return self.engine.rows
@@ -293,8 +292,7 @@ class RowComputer:
     def _right(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], *, generic: bool = False
     ) -> bool:
-        """Check a block; a wrong one puts earlier blocks in doubt, and later ones are compared in
-        full."""
+        """Check a block; after a wrong one, earlier blocks are in doubt, and later ones fully compared."""
         gpu_done()()  # the parts may still be on their way from the GPU
         features = torch.cat([part[layout.FEATURES] for part in parts])
         read = lambda rows: self._labelled(rows, self.pick(rows))  # noqa: E731
@@ -337,8 +335,7 @@ class RowComputer:
         return bad.marked(columns)
 
     def _bad(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> BadRows:
-        """Find rows that are not finite and, where bad rows are skipped, those that cannot be
-        stored."""
+        """Find rows that are not finite or, where such are skipped, that cannot be stored."""
         more: dict[str, Any] = {}
         if self.skip_bad_rows:
             spec = self.spec
@@ -358,8 +355,7 @@ class RowComputer:
                 self._halve(batch, min(most, size))
 
     def _most(self, batch: Any) -> int:
-        """Return how many samples of a batch to compute at once: all draws of a sample, if it can
-        be."""
+        """Return how many samples of a batch to compute at once, in whole groups of draws if possible."""
         most = max(1, int(self.at_once * self._lightness(batch)))
         return most - most % self._draws if most > self._draws else most
 

@@ -60,8 +60,7 @@ class ComputedBlock:
 
     @cached_property
     def _finite(self) -> NDArray[np.bool_]:
-        """Rows that are finite, as their norms show; these are taken in float64, which does not
-        overflow."""
+        """Rows that are finite, by their norms in float64, which do not overflow."""
         norms = torch.linalg.vector_norm(self.features, dim=1, dtype=torch.float64)
         return np.asarray(norms.isfinite())
 
@@ -104,8 +103,7 @@ class ComputedBlock:
         return apart is None
 
     def spoils_good_rows(self) -> bool:
-        """Tell whether a row that is not finite would be finite alone: others of its batch spoilt
-        it."""
+        """Tell whether a row that is not finite would be so alone; if not, its batch spoilt it."""
         for row in self.order[~self._finite].tolist():
             one = self.engine.samples(self.read(np.array([row])))
             if features_alone(one, self.engine.projector).isfinite().all():

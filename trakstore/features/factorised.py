@@ -127,9 +127,7 @@ class FactorisedEngine(GenericEngine):
                 raise
             except Untrusted as doubt:
                 doubtful |= self._doubted(doubt)
-            except (
-                FAILURES
-            ) as error:  # a fault of the model itself is raised again by the other engine
+            except FAILURES as error:  # the other engine raises a fault of the model itself again
                 self._warn(self._names, f"of an error ({first_line(error)})")
                 doubtful = frozenset(self._names)
             else:

@@ -153,8 +153,7 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _evaluate(model: nn.Module, own: list[Tensor]) -> None:
-    """Set eval mode by the model's own methods; if these change weights, by the modules' flags
-    alone."""
+    """Set eval mode by the model's own methods; if these change weights, by flags alone."""
     if any(type(module).train is not nn.Module.train for module in model.modules()):
         model.train()  # makes modules drop what they cached from other weights in an earlier evaluation
     before = [tensor.detach().clone() for tensor in own]

@@ -105,8 +105,7 @@ class GenericEngine:
 
     @property
     def one_by_one(self) -> bool:
-        """Tell whether the generic engine does without ``vmap``; once set to True, it does so from then
-        on."""
+        """Tell whether the generic engine does without ``vmap``; may be set to True, for good."""
         return self._vmap_works is False
 
     @one_by_one.setter

@@ -28,10 +28,10 @@ def out_of_place(make: Callable[[list[Any]], Any], samples: list[Any], batch: An
     ----------
     make : callable
         Makes a batch, a tree of tensors with a row for each sample, from samples, which it may change.
-        samples : list
-            Samples of the batch, one or more; they stay as they are.
-        batch : tree of Tensor
-            The batch that the collator made of all of them.
+    samples : list
+        Samples of the batch, one or more; they stay as they are.
+    batch : tree of Tensor
+        The batch that the collator made of all of them.
     """
     count = len(samples)
     if count < 2:

@@ -127,10 +127,10 @@ class IncomingRows:
         Place where rows are kept.
     weights : str
         Hash of the checkpoint.
-    Rows that are already there, and not computed again.
-        Rows that are not computed again.
-    Position of the next row, for batches that do not name their rows.
-        Position of the row that comes next where none is named.
+    done : ndarray of bool, shape (rows,)
+        Rows that are already there, and not computed again.
+    next : int
+        Position of the next row, for batches that do not name their rows.
     """
 
     source: BatchFeatures

@@ -335,8 +335,7 @@ class Job:
                 self._whole = None
 
     def check_names(self) -> None:
-        """Check that there are data sets, and that ids and learning rates are for known splits and
-        epochs.
+        """Check that there are data sets, and that ids and learning rates name known splits and epochs.
 
         Raises
         ------

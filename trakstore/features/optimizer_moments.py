@@ -110,7 +110,8 @@ class _ReadWhenAsked(Mapping[str, Tensor]):
     Parameters
     ----------
     folder : DistributedFolder
-    Names in the folder by the names of the parameters.
+    keys : mapping of str to str
+        Names in the folder by the names of the parameters.
     """
 
     def __init__(self, folder: DistributedFolder, keys: Mapping[str, str]) -> None:

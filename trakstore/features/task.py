@@ -60,15 +60,15 @@ __all__ = ["SplitTask"]
 
 Blame: TypeAlias = "Callable[[range], AbstractContextManager[None]]"
 
-_USED = 0.9  # of what is free on a GPU
-_REPEATED = 8  # rows that a collator is given twice
+_USED = 0.9  # share of a GPU's free memory that is used
+_REPEATED = 8  # rows that are collated twice, to be compared
 
 
 @dataclass
 class SplitTask:
-    """A split at an epoch, with all that computes its rows and writes its blocks.
+    """A split at an epoch, with the parts that compute its rows and write its blocks.
 
-    Blocks are written in the background, one behind; leave it through ``with``.
+    A block is written in the background while the next is computed; leave the task through ``with``.
     """
 
     rows: RowComputer
@@ -79,7 +79,7 @@ class SplitTask:
     prepared: Preparation = field(default_factory=Preparation)
     background: OneBehind = field(default_factory=OneBehind)
     rows_written: int = 0
-    rows_twice: int = 0  # of those, committed by another worker since they were begun
+    rows_twice: int = 0  # those that another worker committed while they were computed here
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
     _blocks: list[int] = field(default_factory=list)
@@ -99,9 +99,9 @@ class SplitTask:
     ) -> SplitTask:
         """Check that everything fits together, then open the split, which may be new.
 
-        The model is in eval mode, on the device, with the weights of the epoch. A store that is made
-        new has this ``scale``. Ranks of a sharded model prepare a split at once. ``say`` is told of
-        each part of the work as it begins.
+        The model is in eval mode, on the device, with the weights of the epoch. ``scale`` is that of a
+        store which is made here. All ranks of a sharded model prepare a split together. ``say`` is
+        called with each part of the work as it begins.
         """
         clock = Stopwatch(say)
         selected = select_parameters(job.model, job.parameters)
@@ -117,7 +117,8 @@ class SplitTask:
             clock.lap("samples")
             output = output_on(job, device)
             parameters = parameter_spec(selected, job.parameters)
-            # One decision of all ranks: to scale, and what to compare with, follow from it.
+            # All ranks decide alike whether there is a store: scaling, and what to compare with, follow
+            # from it.
             there = find_store(store)
             is_there = there is not None
             if sharding.agreed(lambda: is_there) != is_there:
@@ -150,14 +151,13 @@ class SplitTask:
                 need_same_settings(there, epoch, watch.hash, wanted.settings)
             clock.lap("checks")
             rows = _within_memory(rows, job, wanted, device)
-            # Ranks that compute the same samples compute as many of them at once: as many as fit on
-            # each of them.
+            # Ranks that compute the same samples compute as many at once as fit on each of them.
             fitting = sharding.of_same_samples((rows.at_once, rows.pool, rows.need))
             at_once, pool, need = min(fitting, key=lambda one: one[:2])
             rows = replace(rows, at_once=at_once, pool=pool, need=need)
             clock.lap("memory")
             if scale is not None:
-                # The spec names the factors: they are there before it.
+                # The store's spec names the factors, so that they must be stored before it.
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
             if job.append:
@@ -165,7 +165,8 @@ class SplitTask:
                 watch.check(surely=True)
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
-                # Rows of a block are compared at its end, while the first of the next one are read.
+                # A block's rows are compared at its end, when the first samples of the next one are
+                # read already.
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
             clock.lap("store")
@@ -195,7 +196,7 @@ class SplitTask:
         self._blocks.append(block)
 
     def _write_again(self) -> None:
-        """Compute the blocks before one that was wrong by the generic engine, and write them again."""
+        """Compute the blocks before a wrong one again by the generic engine, and write them again."""
         self.rows.doubted = False
         for block in self._blocks:
             with _blaming_changes(self.watch):
@@ -206,11 +207,11 @@ class SplitTask:
             self.background.submit(partial(self._store, block, finish))
 
     def is_written(self, block: int) -> bool:
-        """Tell whether a block is committed, by whichever worker."""
+        """Tell whether a block is committed, by this worker or another."""
         return self.sharding.same(self.writer.is_written(block))
 
     def missing(self) -> list[int]:
-        """List the blocks that are not committed; ranks of a sharded model ask at once."""
+        """List the blocks that are not committed; all ranks of a sharded model ask together."""
         return self.sharding.agreed(self.writer.split.missing_blocks)
 
     def _store(self, block: int, finish: Callable[[], Columns]) -> None:
@@ -223,11 +224,11 @@ class SplitTask:
             self.rows_twice += stop - start if twice else 0
 
     def wait(self) -> None:
-        """Wait until all blocks are committed; raise what went wrong in that."""
+        """Wait until all blocks are committed; raise the error of one that could not be."""
         began = time.monotonic()
         self.background.wait()
         ended = time.monotonic()
-        # The background waits for a GPU first, and writes after that.
+        # The background job first waits for the GPU, and then writes.
         computed = min(max(began, self._computed), ended)
         self.spent += Spent(computing=computed - began, writing=ended - computed)
 
@@ -240,7 +241,7 @@ class SplitTask:
             if exception[0] is None:
                 if self.rows_written:
                     self.watch.check(surely=True)
-                # A rank that wrote nothing takes part in the passes by which others check.
+                # A rank that wrote nothing still takes part in the passes by which others check.
                 self.sharding.finish()
         finally:
             self.watch.give_back()
@@ -251,7 +252,7 @@ class SplitTask:
         return len(self._seconds)
 
     def since(self, rows: int, blocks: int, twice: int, spent: Spent, seconds: float) -> Featurized:
-        """Sum up the last ``seconds``, before which there were so many rows and blocks.
+        """Sum up the last ``seconds``, given the numbers of rows, blocks and time before them.
 
         Rows that another worker committed meanwhile count as ``repeated``.
         """
@@ -265,8 +266,8 @@ class SplitTask:
 
     @property
     def seconds_per_block(self) -> float:
-        """Median time that a block took here; before the first, the time that preparing took."""
-        # A worker that has no block of its own would else do at once what another has just begun.
+        """Median time of a block here; before the first block, the time of the preparation."""
+        # With 0, a worker without blocks of its own would at once repeat what another has just begun.
         return float(np.median(self._seconds)) if self._seconds else self.prepared.total
 
 
@@ -283,7 +284,7 @@ def _probed(
     clock: Stopwatch,
     sharding: Sharding,
 ) -> tuple[RowComputer, Columns, Batches]:
-    """Make what computes the rows, and the columns of the first samples, before anything is written."""
+    """Make the computer of the rows; return it with columns of the first samples and the batches."""
     dataset, ids, model = samples.dataset, samples.ids, job.model
     if job.activations and engine.tensor_parallel:
         raise TrakStoreError(
@@ -293,12 +294,12 @@ def _probed(
     batches = Batches.of(model, output, dataset, device, job.collate, ids)
     batches.need_repeatable(min(len(ids), _REPEATED))
     probed, first, classes = first_samples(job, output, batches, len(ids))
-    # Later outputs of this sample are compared with these.
+    # Outputs of this sample after later passes are compared with these.
     with explained(model, output, first):
         watch.asks(partial(first_outputs, model, output, first))
     check_determinism(device, partial(engine.run_as_training, first))
     clock.lap("passes")
-    # A batch holds all draws of its samples, so that one forward pass can serve them.
+    # A batch holds all draws of its samples, so that one forward pass can serve all of them.
     each = samples.each
     size = min(job.batch_size * each, len(ids))
     some = samples.first_rows(sampled_rows(samples.given))
@@ -346,7 +347,7 @@ def _probed(
 def _within_memory(
     rows: RowComputer, job: Job, wanted: SplitSpec, device: torch.device
 ) -> RowComputer:
-    """Take as many samples at once as the job's limit allows, or a GPU's free memory suggests."""
+    """Take as many samples at once as the job's limit, or else a GPU's free memory, allows."""
     if job.memory_limit is not None:
         shape = spec_shape(wanted, rows.spec.dtype, rows.least_block)
         numbers = wanted.dim + sum(width for _, width in wanted.widths)
@@ -360,7 +361,7 @@ def _within_memory(
 
 @contextmanager
 def _blaming_changes(watch: WeightWatch) -> Iterator[None]:
-    """Raise that the model changed, if it did, in place of an error about rows that are wrong."""
+    """Raise the error that the model changed, if it did, instead of one about rows that are wrong."""
     try:
         yield
     except NumericsError:
@@ -377,7 +378,7 @@ def _append(
     samples: SplitSamples | TokenSamples,
     blame: Blame,
 ) -> None:
-    """Add the samples that the data set has more than the store, if the others are the same."""
+    """Add the samples that the data set has beyond the store's, if the stored ones are the same."""
     if split not in store.splits_of(epoch):
         return
     old = store.split(epoch, split)
@@ -385,8 +386,8 @@ def _append(
     if more <= 0:
         return
     count = old.rows
-    # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
-    # compared with that of as many samples as there were.
+    # The number of rows decides which samples a fingerprint is over: the old one can only be compared
+    # with that of as many first samples.
     choices = [one.fingerprint for one in samples.of_first(count)]
     first = old.spec.dataset if old.spec.dataset in choices else choices[-1]
     same = replace(wanted, rows=count, dataset=first)
