@@ -54,7 +54,7 @@ class Contacts(NamedTuple):
             return cls(mixed=False, routed=False, gradients=False, decided=[])
         gradients = following.hooked or any(changes_gradients(type(one)) for one in functions)
         # A question mixes samples only where the answer to all together differs from that to one alone.
-        mixed = following.mixed or any(bool(others.any()) for others in following.told)
+        mixed = following.mixed or any(bool(others.any()) for others in following.decided_numbers)
         return cls(mixed, following.routed, gradients, following.decided)
 
 

@@ -292,7 +292,7 @@ class RowComputer:
     def _right(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], *, generic: bool = False
     ) -> bool:
-        """Check a block; after a wrong one, earlier blocks are in doubt, and later ones fully compared."""
+        """Check a block; a wrong one puts earlier ones in doubt, and later ones are fully compared."""
         gpu_done()()  # the parts may still be on their way from the GPU
         features = torch.cat([part[layout.FEATURES] for part in parts])
         read = lambda rows: self._labelled(rows, self.pick(rows))  # noqa: E731
@@ -355,7 +355,7 @@ class RowComputer:
                 self._halve(batch, min(most, size))
 
     def _most(self, batch: Any) -> int:
-        """Return how many samples of a batch to compute at once, in whole groups of draws if possible."""
+        """Return how many samples of a batch to compute at once: all draws of some, if possible."""
         most = max(1, int(self.at_once * self._lightness(batch)))
         return most - most % self._draws if most > self._draws else most
 

@@ -111,7 +111,7 @@ class Truth:
 
     @classmethod
     def of(cls, samples: Samples, projector: Projector) -> Truth:
-        """Sketch gradients of a pass for each sample, and compare one pass of all, without an engine."""
+        """Sketch gradients of a pass for each sample, and compare one pass of all; no engine runs."""
         shapes = {name: tuple(p.shape) for name, p in samples.parameters.items()}
         checker = make_projector(_CHECK, ParameterSpec(tuple(shapes.items())))
         if spans := samples.sharding.spans(samples.parameters):

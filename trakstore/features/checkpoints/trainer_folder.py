@@ -57,7 +57,7 @@ class TrainerFolder:
 
 
 def _learning_rate(folder: Path, step: int) -> float | None:
-    """The rate that the Trainer logged last at or before a step, which is the one the step used."""
+    """Return the last rate that the Trainer logged up to a step, which the step used."""
     if not is_file(folder / _STATE):
         return None
     try:
