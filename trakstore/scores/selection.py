@@ -18,16 +18,16 @@ Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Train rows in groups.
+    """Train rows divided into groups.
 
     Attributes
     ----------
     of : ndarray of int32, shape (n,)
-        The group of each row; -1 for rows that no list may name.
+        Group of each row; -1 for rows that no list may name.
     counts : tuple of int
         Rows of each group.
     labels : ndarray, shape (groups,)
-        Their names.
+        Names of the groups.
     """
 
     of: NDArray[np.int32]
@@ -39,20 +39,20 @@ class Groups:
         return bool((self.of[start:stop] >= 0).any())
 
     def within(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """Return the groups that have rows in start..stop, with those rows counted from ``start``."""
+        """Return the groups with rows in start..stop, and these rows counted from ``start``."""
         here = self.of[start:stop]
         return [(int(one), np.flatnonzero(here == one)) for one in np.unique(here) if one >= 0]
 
 
 def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Groups | None:
-    """Return one group of the rows that are wanted, or one a class; None when all rows are.
+    """Return one group of the wanted rows, or one group a class; None if all rows are wanted.
 
     Raises
     ------
     TrakStoreError
-        A mask of another length, an unknown key, scores without labels.
+        For a mask of another length, an unknown key, or scores without labels.
     NotFoundError
-        Ids or labels that no train row has.
+        For ids or labels that no train row has.
     """
     if where is None and not per_class:
         return None
@@ -61,10 +61,10 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
     of = np.zeros(scores.shape[1], dtype=np.int32)
     if per_class:
         column = whole_column(_labels(scores))
-        # Only labels of rows that are wanted have a list. Other rows are marked below.
+        # Only labels of wanted rows get a list. Other rows are marked below.
         labels = np.unique(column[wanted])
         of = np.searchsorted(labels, column).astype(np.int32)
-    # A group of -1 is in no list, and tiles without any other are not read.
+    # Rows of group -1 are in no list; tiles with no other rows are not read.
     of[~wanted] = -1
     counts = np.bincount(of[wanted], minlength=len(labels))
     return Groups(of, tuple(int(count) for count in counts), labels)
@@ -98,9 +98,9 @@ def _labels(scores: Scores) -> Rows:
 
 
 def _among(column: Rows, values: Any, what: str) -> NDArray[np.bool_]:
-    """Mark the rows whose value is one of some, all of which must be there."""
+    """Mark the rows whose value is among the given ones; every given value must exist."""
     stored, wanted = whole_column(column), set(np.atleast_1d(np.asarray(values)).tolist())
-    # Through Python's own values, so that ids of any dtype compare as a caller writes them.
+    # Python's own values compare as a caller writes them, whatever the dtype of the ids.
     chosen = np.fromiter((one in wanted for one in stored.tolist()), bool, len(stored))
     missing = wanted - set(stored[chosen].tolist())
     if missing:
