@@ -1,4 +1,4 @@
-"""Loss gradients of a split's samples, computed anew for each pass over them and never stored."""
+"""Loss gradients of a split's samples, computed for each pass over them and never stored."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from trakstore.storage.split import Split
 
 @dataclass(frozen=True)
 class GradientRows:
-    """Gradients of the loss, scaled as the store's are, and not projected.
+    """Gradients of the loss, scaled as in the store, and not projected.
 
     Attributes
     ----------
     engine : FactorisedEngine
-        Its projector is the identity.
+        Engine whose projector is the identity.
     batches : Batches
         Reader of the rows of the whole split.
     rows : ndarray of int64
-        Positions of the rows that are taken.
+        Positions of the rows that are used.
     labels : LabelDraws or None
-        Labels that are drawn once and kept, so that all passes are over the same rows.
+        Drawer of labels; they are drawn once and kept, so that all passes see the same rows.
     at_once : int
         Rows of one tile.
     where : str
@@ -57,7 +57,7 @@ class GradientRows:
     def of(
         cls, job: Job, spec: StoreSpec, split: Split, rows: NDArray[np.int64], device: torch.device
     ) -> GradientRows:
-        """Prepare some rows of a stored split; the model has the weights of its epoch.
+        """Prepare some rows of a stored split; the model must have the weights of its epoch.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class GradientRows:
         return cls(engine, batches, rows, labels, job.batch_size, where)
 
     def tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield rows in order, each with its place: float32, shape (rows of a tile, parameters).
+        """Yield rows in order, each tile with its first row: float32, shape (rows, parameters).
 
         Raises
         ------
@@ -98,7 +98,8 @@ class GradientRows:
             if self.labels is not None:
                 batch = self.labels.labelled(rows, batch)
             features, outputs = self.engine.rows(batch)
-            # A loss gradient is −q times that of the output. Both sides of a score have the sign.
+            # A loss gradient is −q times that of the output. The sign is dropped on both sides of a
+            # score.
             gradients = features * outputs.out_to_loss.detach().to(features)[:, None]
             if not bool(gradients.isfinite().all()):
                 raise NumericsError(f"{self.where}: gradients of rows {rows[0]}.. are not finite")
