@@ -1,4 +1,4 @@
-"""Linear datamodeling score: do scores tell what training on other subsets would have given?"""
+"""Linear datamodeling score: do scores predict the results of training on other subsets?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
 F64 = NDArray[np.float64]
-_COLUMNS = 2**14  # train rows whose subsets are made numbers at once
+_COLUMNS = 2**14  # train rows whose subsets are converted to numbers at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +26,9 @@ class LDS:
     Attributes
     ----------
     mean, low, high : float
-        Over targets, and its bootstrap interval.
+        Mean over targets, and its bootstrap interval.
     per_target : ndarray of float64, shape (m,)
-        0 for a target whose outputs or predictions are all equal: they tell nothing.
+        Correlations; 0 for a target whose outputs or predictions are all equal.
     constant : int
         Number of such targets.
     subsets : int
@@ -36,7 +36,8 @@ class LDS:
     level : float
         Share of the resampled means that lie in the interval.
     resampled : ndarray of float64, shape (resamples,)
-        Means of the bootstrap; of two scores against the same models, equal seeds give pairs.
+        Means of the bootstrap. For two matrices of scores against the same models, equal seeds give
+        pairs.
 
     Examples
     --------
@@ -59,12 +60,12 @@ class LDS:
 
 @dataclass(frozen=True)
 class Difference:
-    """One LDS less another, on the same models.
+    """Difference of two LDS on the same models.
 
     Attributes
     ----------
     mean, low, high : float
-        The difference, and its bootstrap interval.
+        Difference, and its bootstrap interval.
 
     Examples
     --------
@@ -95,17 +96,18 @@ def lds(
     .. math:: \mathrm{LDS}(z) = \rho(s_z, f_z), \qquad s_{zj} = \sum_{i \in S_j} \tau(z, i),
               \qquad f_{zj} = f(z; \theta(S_j))
 
-    with Spearman's ρ over the subsets S_j; the mean over targets. The interval resamples targets
-    and subsets, since all targets share the models; ranks are those among all subsets.
+    where ρ is Spearman's correlation over the subsets S_j, and the result is the mean over targets. The
+    interval resamples targets and subsets, since all targets share the models; ranks are taken among
+    all subsets.
 
     Parameters
     ----------
     scores : Scores, DataArray or array, shape (m, n)
-        Positive where training on a sample raises the target's output.
+        Scores, positive if training on a sample raises the target's output.
     subsets : ndarray of bool, shape (models, n)
-        Train rows of each model. Models of equal subsets count as one, with their mean output.
+        Train rows of each model. Models with equal subsets count as one, with their mean output.
     outputs : ndarray, shape (models, m)
-        f(z; θ(S_j)), such as the margin: the higher, the surer.
+        f(z; θ(S_j)), such as the margin: the higher, the more certain.
     level : float
         Share of the resampled means that lie in the interval.
     resamples : int
@@ -122,10 +124,10 @@ def lds(
     Raises
     ------
     TrakStoreError
-        Shapes that do not go together, fewer than three different subsets, subsets of anything but
-        booleans or 0 and 1.
+        When shapes do not fit together, there are fewer than three different subsets, or subsets are
+        anything but booleans or 0 and 1.
     NumericsError
-        Outputs or scores that are not finite.
+        When outputs or scores are not finite.
 
     References
     ----------
@@ -151,11 +153,11 @@ def lds(
             f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
         )
     predicted = predicted_outputs(scores, subsets, memory_limit)
-    # Ranks, since scores predict outputs up to a scale that nobody knows: only their order counts.
+    # Ranks are compared, since scores predict outputs up to an unknown scale.
     a, b = centred_ranks(predicted), centred_ranks(truth.T)
     correlation = row_correlation(a, b)
     constant = np.isnan(correlation)
-    # Left out, such targets would make a method better that gives up on the hard ones.
+    # Without such targets, a method would look better if it gave up on the hard ones.
     correlation[constant] = 0.0
     means = _resampled(a, b, resamples, np.random.default_rng(seed))
     low, high = central(means, level)
@@ -169,8 +171,9 @@ def lds_difference(one: LDS, other: LDS) -> Difference:
     Parameters
     ----------
     one, other : LDS
-        Scores by two methods. Resample by resample their means are of the same targets and subsets:
-        the interval is that of the paired difference, much narrower than those of both suggest.
+        Scores of two methods. In each resample both means are of the same targets and subsets, so that
+        the interval is that of the paired difference, which is much narrower than the two intervals
+        suggest.
 
     Raises
     ------
@@ -235,7 +238,7 @@ def predicted_outputs(
     sums = np.zeros((scores.shape[0], len(subsets)))
     for start, stop, rows in target_windows(scores, memory_limit):
         for low, high in ranges(scores.shape[1], _COLUMNS):
-            # Only so many columns at once: subsets in float64 take eight times their own memory.
+            # Some columns at a time: subsets in float64 take eight times their own memory.
             sums[start:stop] += rows[:, low:high] @ subsets[:, low:high].T.astype(np.float64)
     return sums
 
@@ -243,8 +246,8 @@ def predicted_outputs(
 def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool_], F64]:
     """Return the different subsets, in order, and the mean outputs of their models.
 
-    Models of one subset differ by their seeds; their mean is nearer to what the subset gives, and
-    subsets that count twice would tie with themselves.
+    Models of one subset differ by their seeds: their mean is closer to the expected output of the
+    subset, and a repeated subset would be tied with itself.
     """
     if subsets.ndim != 2 or outputs.ndim != 2 or len(subsets) != len(outputs):
         raise TrakStoreError(
@@ -265,11 +268,11 @@ def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool
 
 
 def _resampled(a: F64, b: F64, resamples: int, rng: np.random.Generator) -> F64:
-    """Means over resampled targets of correlations of ranks over resampled subsets.
+    """Compute means over resampled targets of rank correlations over resampled subsets.
 
-    A resample is how often each subset, and each target, was drawn. Its correlation is that of weighted
-    ranks, (E[ab] − E[a]E[b]) / √(var a · var b), whose five expectations are products with the weights
-    of all resamples at once: no ranks are sorted again.
+    A resample is the number of times that each subset, and each target, was drawn. Its correlation is
+    that of weighted ranks, (E[ab] − E[a]E[b]) / √(var a · var b), whose five expectations are products
+    with the weights of all resamples at once: ranks are not sorted again.
     """
     targets, subsets = a.shape
     picked = rng.multinomial(subsets, np.full(subsets, 1 / subsets), resamples) / subsets

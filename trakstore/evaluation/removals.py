@@ -1,4 +1,4 @@
-"""Removals: take away what a target is said to owe its output to, and train again."""
+"""Removals: train again without the samples to which a target is said to owe its output."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ REMOVALS = ("top", "random", "same_class")
 class RemovalPlan:
     """Models without some rows: model q is the (q mod ``repeats``)-th of ``removed[q // repeats]``.
 
-    The r-th model of every entry has the same seed, so that entries are compared like with like.
+    The r-th models of all entries have the same seed, so that they are comparable.
 
     Attributes
     ----------
     rows : int
         Number of train rows.
     removed : sequence of ndarray of int64
-        Positions of the rows that are left out, one array for each removal.
+        Positions of the rows that are left out, an array for each removal.
     repeats : int
         Models of each removal.
     seed : int
-        Seed that the models' seeds follow from.
+        Seed of the models' seeds.
     """
 
     rows: int
@@ -49,7 +49,7 @@ class RemovalPlan:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that the models follow from; of the positions, a digest."""
+        """Return plain values that determine the models; of the positions, a digest."""
         digest = hashlib.sha256()
         for one in self.removed:
             digest.update(f"{len(one)}:".encode() + one.astype("<i8").tobytes())
@@ -65,7 +65,7 @@ class RemovalPlan:
 
     def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
         """Seeds of models start..stop."""
-        # By the repeat alone, not by the removal: models with and without rows differ by the rows.
+        # Seeds depend on the repeat alone: models of different removals differ by their rows only.
         drawn = [
             np.random.default_rng([self.seed, 2, q % self.repeats]).integers(2**63)
             for q in range(start, stop)
@@ -88,25 +88,25 @@ def counterfactual(
     memory_limit: int | str | None = None,
     finished: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
-    """Train without each target's highest scored samples, and without as many others.
+    """Train without each target's highest scored samples, and without equally many others.
 
     Parameters
     ----------
     scores : Scores, DataArray or array, shape (m, n)
         Scores of m targets with n train samples.
     trainer : callable
-        As for :func:`~trakstore.evaluation.retraining.retrain`.
+        As in :func:`~trakstore.evaluation.retraining.retrain`.
     store, name
-        Place and name of the models, which are kept: a run that is stopped goes on.
+        Place and name of the models, which are kept, so that a stopped run goes on.
     sizes : sequence of int
-        Numbers of samples to take away.
+        Numbers of samples to remove.
     targets : sequence of int, optional
-        Positions of the targets to ask about; all when None. There are
-        ``1 + targets * sizes * 3`` trainings, each ``repeats`` times.
+        Positions of the targets to test; by default all. There are ``1 + targets * sizes * 3``
+        trainings, each ``repeats`` times.
     labels : (train, target) arrays, optional
-        Classes, for removals of the target's own class; the stored ones of ``Scores`` when None.
+        Classes, for removals from the target's own class; by default the stored ones of ``Scores``.
     repeats : int
-        Models of each removal, and of none.
+        Models of each removal, and of all rows.
     seed : int
         Seed of the training and the random removals.
     at_once : int
@@ -119,18 +119,18 @@ def counterfactual(
     Returns
     -------
     Dataset
-        Dimensions ``removal`` (``"top"``, ``"random"``, and with labels ``"same_class"``), ``size``
-        and ``target``. ``change``: mean output of models that had all rows, less that of those
-        without; large for samples that the output needs. Where models tell classes, ``flips``:
-        share of models that say another class than most models that had all rows, and ``chance``
-        (target,): the same of the models that had all rows.
+        Dimensions ``removal`` (``"top"``, ``"random"``, and with labels ``"same_class"``), ``size`` and
+        ``target``. ``change``: mean output of models with all rows, less that of models without some;
+        large for samples that the output needs. If models predict classes, ``flips``: share of models
+        that predict another class than most models with all rows, and ``chance`` (target,): the same
+        share among the models with all rows.
 
     Raises
     ------
     TrakStoreError
-        Sizes or targets out of range; a class with fewer other rows than a size.
+        When sizes or targets are out of range, or a class has fewer other rows than a size.
     SpecMismatchError
-        The name is that of other removals.
+        When the name is that of other removals.
 
     Examples
     --------
@@ -151,9 +151,9 @@ def counterfactual(
     _check(scores.shape, chosen, sizes)
     lists = _top_lists(scores, chosen, max(sizes), memory_limit)
     classes, kinds = _labels(scores, labels), removal_kinds(scores, labels)
-    # The seed's other streams are those of the models' seeds and of subsets: 3 is for removals alone.
+    # Streams 0 to 2 of the seed are those of subsets and of models' seeds: 3 is for removals alone.
     rng = np.random.default_rng([seed, 3])
-    removed = [np.zeros(0, dtype=np.int64)]  # models that have all rows
+    removed = [np.zeros(0, dtype=np.int64)]  # models with all rows
     for size, kind in product(sizes, kinds):
         for target, first in zip(chosen.tolist(), lists, strict=True):
             own = classes if kind == "same_class" else None
@@ -182,11 +182,11 @@ def _check(shape: tuple[int, ...], chosen: NDArray[np.int64], sizes: Sequence[in
 def _top_lists(
     scores: Matrix, chosen: NDArray[np.int64], k: int, memory_limit: int | str | None
 ) -> NDArray[np.int64]:
-    """Columns of the k highest scores of each target, shape (targets, k)."""
+    """Return the columns of the k highest scores of each target, shape (targets, k)."""
     if isinstance(scores, np.ndarray):
         scores = xr.DataArray(scores, dims=("target", "train"))
     columns = top_k(scores.isel(target=chosen), k, memory_limit=memory_limit)["position"].values
-    # Positions count masked rows of the stored split; a trainer knows the columns of the scores.
+    # Positions count masked rows of the stored split, but a trainer knows the columns of the scores.
     if isinstance(scores, Scores) and scores.train_positions is not None:
         columns = np.searchsorted(whole_column(scores.train_positions), columns)
     return np.asarray(columns, dtype=np.int64)
@@ -195,7 +195,7 @@ def _top_lists(
 def _labels(
     scores: Matrix, given: tuple[Any, Any] | None
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Classes of train samples and targets, given or stored; None where a side has none."""
+    """Return classes of train samples and targets, given or stored; None if a side has none."""
     if given is None:
         stored = (scores.train_labels, scores.target_labels) if isinstance(scores, Scores) else ()
         columns = [whole_column(rows) for rows in stored if rows is not None]
@@ -212,7 +212,7 @@ def _drawn(
     classes: tuple[NDArray[Any], NDArray[Any]] | None,
     scores: Matrix,
 ) -> NDArray[np.int64]:
-    """Draw rows from all, or where classes are given from those of the target's class."""
+    """Draw rows from all or, if classes are given, from the target's class."""
     members = np.arange(scores.shape[1])
     if classes is not None:
         members = np.flatnonzero(classes[0] == classes[1][target])
@@ -230,7 +230,7 @@ def _compared(
     sizes: Sequence[int],
     chosen: NDArray[np.int64],
 ) -> xr.Dataset:
-    """Compare the outputs, and the classes where there are some, with those of models with all rows."""
+    """Compare the outputs, and the classes if there are any, with those of models with all rows."""
     dims, at = ("removal", "size", "target"), np.arange(len(chosen))
     coords = {"removal": list(kinds), "size": list(sizes), "target": chosen}
 
@@ -248,7 +248,7 @@ def _compared(
     variables: dict[str, Any] = {"change": (dims, full.mean(axis=0) - after.mean(axis=3))}
     if "predicted" in models:
         full, after = own("predicted")
-        # Models of other seeds say other classes now and then: flips are read beside this chance.
+        # Models with other seeds sometimes predict other classes: flips are compared with this chance.
         most = np.array([np.bincount(one).argmax() for one in full.T])
         variables["flips"] = (dims, (after != most[:, None]).mean(axis=3))
         variables["chance"] = (("target",), (full != most).mean(axis=0))

@@ -1,4 +1,4 @@
-"""Models trained on parts of the data, kept in the store: made where they are missing, or brought."""
+"""Models trained on parts of the data, kept in the store: trained when missing, or added."""
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 import json
@@ -32,10 +32,10 @@ from trakstore.storage.tables.retrained import (
 
 
 class Plan(Protocol):
-    """Rows that each model is trained on, as a :class:`~trakstore.sampling.SubsetPlan` has them."""
+    """Rows on which each model is trained, in the form of :class:`~trakstore.sampling.SubsetPlan`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that rows and seeds follow from: equal for equal plans."""
+        """Return plain values that determine rows and seeds: equal for equal plans."""
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Rows of models start..stop, shape (models, n)."""
@@ -50,9 +50,9 @@ class Retrained(NamedTuple):
     Attributes
     ----------
     output : ndarray of float32, shape (models, targets)
-        The higher, the surer: the margin, for one.
+        The higher, the more certain, such as the margin.
     predicted : ndarray of int64, shape (models, targets), or None
-        Classes that the models predict, where there are classes.
+        Classes that the models predict, if there are classes.
 
     Examples
     --------
@@ -80,45 +80,45 @@ def retrain(
 ) -> xr.Dataset:
     """Train models on the subsets of a plan, as many as are missing of the first ``models``.
 
-    Some at a time are trained and stored, so that a run that is stopped goes on where it was, and
-    models can be added later. On a Dask cluster that is active here, its workers share them.
+    Some models at a time are trained and stored, so that a stopped run goes on, and models can be added
+    later. The workers of an active Dask cluster share them.
 
     Parameters
     ----------
     trainer : callable
-        Of subsets (g, n) of bool and seeds (g,) of int64; gives a :class:`Retrained` with outputs
-        (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster. What its
-        ``to_dict()`` gives, where it has one, is stored with the models: plain values for JSON, equal
-        for trainers that train alike.
+        Function of subsets (g, n) of bool and seeds (g,) of int64 that returns a :class:`Retrained`
+        with outputs (g, m): a :class:`SubsetTrainer`, or anything that can be pickled for a cluster.
+        The result of its ``to_dict()``, if it has one, is stored with the models: plain values for
+        JSON, equal for trainers that train alike.
     store : FeatureStore or its place
-        A place may have models before it is a store.
+        The place may have models before it is a store.
     name : str
         Name of this set of models.
     plan : SubsetPlan, or the like
         Rows and seed of each model, by its number.
     models : int
-        Number of models that there shall be.
+        Number of models in the end.
     at_once : int
-        Models that are trained together, and lost together when the run is stopped.
+        Models that are trained together, and lost together if the run is stopped.
     finished : callable, optional
         Called with the number of models that were added.
 
     Returns
     -------
     Dataset
-        As :func:`retrained_models` gives it.
+        Models, as :func:`retrained_models` returns them.
 
     Raises
     ------
     SpecMismatchError
-        The name is that of models of another plan, or that another trainer made.
+        When the name is that of models of another plan, or of another trainer.
     TrakStoreError
-        The trainer gave something else than (g, m) numbers, or describes itself by what is not JSON;
-        a trainer, plan or ``finished`` that cannot be called.
+        When the trainer returns something other than (g, m) numbers, or describes itself by what is not
+        JSON; when a trainer, plan or ``finished`` cannot be called.
     NumericsError
-        A model's outputs are not finite.
+        When a model's outputs are not finite.
     LocationError
-        Another process trains models of that name just now.
+        When another process is training models of that name.
 
     Examples
     --------
@@ -132,21 +132,21 @@ def retrain(
     models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
     _check_called(trainer, plan, finished)
     location = location_of(store, create=True)
-    # Two runs of one name would train the same models twice, and number others alike.
+    # Two runs of one name would train the same models twice, and give models equal numbers.
     with claimed(location, evaluation_path(name), "retrain"):
         parts = model_parts(location, name)
         document = {**plan.to_dict(), **_description(trainer)}
         _check_plan(parts, name, document)
         missing = list(_missing(parts, models, at_once))
         task, client = (trainer, location, name, plan, document), active_client()
-        # Lazily, one after the other: what was trained is stored, and said, before the next begins.
+        # One after the other: models are stored, and reported, before the next ones are trained.
         if client is None:
             counts: Iterable[int] = (_train(*task, *numbers) for numbers in missing)
         else:
             from distributed import as_completed
 
             begin_set(location, name)
-            # Not pure: a task writes to the store, which an earlier result of equal arguments does not.
+            # Not pure: a task writes to the store, so that an earlier result cannot replace it.
             tasks = [client.submit(_train, *task, *numbers, pure=False) for numbers in missing]
             counts = (one.result() for one in as_completed(tasks))
         with nullcontext() if client is None else cluster_errors(client):
@@ -162,12 +162,12 @@ def add_retrained(
     subsets: NDArray[np.bool_],
     outputs: NDArray[Any],
 ) -> xr.Dataset:
-    """Store models that were trained elsewhere, after those that are there.
+    """Store models that were trained elsewhere, after the existing ones.
 
     Parameters
     ----------
     store : FeatureStore or its place
-        A place may have models before it is a store.
+        The place may have models before it is a store.
     name : str
         Name of this set of models.
     subsets : ndarray of bool, shape (models, n)
@@ -178,17 +178,17 @@ def add_retrained(
     Returns
     -------
     Dataset
-        As :func:`retrained_models` gives it.
+        Models, as :func:`retrained_models` returns them.
 
     Raises
     ------
     TrakStoreError
-        Shapes that do not go together, or with those that are there; subsets of anything but
-        booleans or 0 and 1.
+        When shapes do not fit together, or do not fit the existing models; when subsets are anything
+        but booleans or 0 and 1.
     SpecMismatchError
-        The name is that of models of a plan.
+        When the name is that of models of a plan.
     NumericsError
-        Outputs that are not finite.
+        When outputs are not finite.
 
     Examples
     --------
@@ -205,27 +205,27 @@ def add_retrained(
     with claimed(location, evaluation_path(name), "add models"):
         parts = model_parts(location, name)
         _check_plan(parts, name, plan)
-        # After those that are there, in the order in which they are brought.
+        # They are numbered after the existing ones, in the given order.
         first = max((_numbers(part).stop for part in parts), default=0)
         add_models(location, name, plan, first, subset, output)
     return retrained_models(store, name)
 
 
 def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
-    """Read the models of a set, all of them.
+    """Read all models of a set.
 
     Parameters
     ----------
     store : FeatureStore or its place
-        Store that the models were added to.
+        Store to which the models were added.
     name : str
         Name of the set of models.
 
     Returns
     -------
     Dataset
-        ``subset`` ("model", "train") of bool; ``output`` ("model", "target") of float32; where
-        there are classes, ``predicted`` of int64; the coordinate ``model``: numbers, ascending.
+        ``subset`` ("model", "train") of bool; ``output`` ("model", "target") of float32; if there are
+        classes, ``predicted`` of int64; the coordinate ``model``: numbers, ascending.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
     DamagedError
         When a part cannot be read.
     TrakStoreError
-        Parts are of different targets or train rows.
+        When parts are of different targets or train rows.
 
     Examples
     --------
@@ -263,7 +263,7 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
 
 
 def _check_called(trainer: object, plan: object, finished: object) -> None:
-    """Refuse what cannot be called, before anything is claimed or trained."""
+    """Refuse objects that cannot be called, before anything is claimed or trained."""
     if not callable(trainer):
         raise TrakStoreError(
             f"trainer must be a function of subsets and seeds, got {shown(trainer)}"
@@ -275,10 +275,10 @@ def _check_called(trainer: object, plan: object, finished: object) -> None:
 
 
 def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:
-    """Raise a :class:`SpecMismatchError` unless a set goes on by the plan and trainer it began with.
+    """Raise a :class:`SpecMismatchError` unless a set is continued with its own plan and trainer.
 
-    Models brought from elsewhere, and those of a trainer that does not describe itself, have no
-    trainer to compare.
+    Models from elsewhere, and those of a trainer that does not describe itself, have no trainer to
+    compare.
     """
     for part in parts:
         stored, wanted = dict(part.plan), dict(plan)
@@ -295,7 +295,7 @@ def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None
 
 
 def _description(trainer: Trainer) -> dict[str, Any]:
-    """A trainer's own description, as it will be read back from JSON; empty where it has none."""
+    """Return a trainer's own description, as it is read back from JSON; empty if it has none."""
     to_dict = getattr(trainer, "to_dict", None)
     if to_dict is None:
         return {}
@@ -308,7 +308,7 @@ def _description(trainer: Trainer) -> dict[str, Any]:
 
 
 def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """Yield each value that differs, by its place: ``optimizer.lr: theirs has 0.1, this one 0.2``."""
+    """Yield each value that differs, with its place: ``optimizer.lr: theirs has 0.1, this one 0.2``."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in {**stored, **wanted}:
             at = f"{where}.{key}" if where else str(key)
@@ -318,10 +318,10 @@ def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
 
 
 def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of numbers below ``models`` that no part has, each of ``at_once`` at most."""
+    """Yield ranges of numbers below ``models`` that no part has, of at most ``at_once`` each."""
     there = {number for part in parts for number in _numbers(part)}
     missing = [number for number in range(models) if number not in there]
-    # Within a run of numbers that follow each other, number less place is one value.
+    # In a run of consecutive numbers, number less position is one value.
     for _, run in groupby(enumerate(missing), lambda pair: pair[1] - pair[0]):
         numbers = [number for _, number in run]
         for start, stop in ranges(len(numbers), at_once):
@@ -355,7 +355,7 @@ def _train(
 
 
 def _checked(output: NDArray[Any], models: int) -> NDArray[np.float32]:
-    """Return outputs as they are stored, once they are finite numbers for each model."""
+    """Return outputs as they are stored, after checking that they are finite numbers for each model."""
     if output.ndim != 2 or len(output) != models or output.dtype.kind not in "fiu":
         raise TrakStoreError(
             f"needed outputs of shape ({models}, targets), got {output.dtype} of {output.shape}"
