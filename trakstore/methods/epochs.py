@@ -150,7 +150,7 @@ def epoch_pairs(
     targets, train : str
         Names of splits.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     allow_other_weights : bool
         Take also splits of an epoch that were made with different checkpoints.
 
@@ -159,7 +159,7 @@ def epoch_pairs(
     NotFoundError
         No such epoch or split, or no epoch that has both.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
         Dimensions differ, or the hashes of an epoch's weights; epochs have other samples, the same in
         another order, or other ones masked.

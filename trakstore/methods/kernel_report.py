@@ -164,7 +164,7 @@ def kernel_report(
     Raises
     ------
     NotFoundError
-        No such epoch or split.
+        When there is no such epoch or split.
     IncompleteError
         Rows are missing.
     TrakStoreError
@@ -172,7 +172,7 @@ def kernel_report(
     NumericsError
         Features that are not finite, or all zero.
     MemoryLimitError
-        The gram does not fit.
+        When the gram does not fit.
 
     Examples
     --------

@@ -80,7 +80,7 @@ def neighbours(
     NotFoundError
         No such epoch or split, or no stored activations of that layer.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
         The splits were made with different weights, or have other dimensions.
     MemoryLimitError

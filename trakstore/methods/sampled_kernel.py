@@ -178,7 +178,7 @@ def store_sampled_gram(
     TrakStoreError
         As :func:`sampled_kernel`.
     MemoryLimitError
-        The gram does not fit.
+        When the gram does not fit.
     """
     pairs = epoch_pairs(store, train, train, epoch)
     kernel = sampled_kernel(store, pairs, train, "sampled")

@@ -52,13 +52,14 @@ def grad_dot_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     of : {"loss", "output"}
         Function whose gradients are taken: those of the loss are the stored ones times
         minus ``out_to_loss``, on both sides. Positive for ``"loss"``: a small step on the train sample
         lowers the target's loss.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -68,12 +69,12 @@ def grad_dot_scores(
     Raises
     ------
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
 
     References
     ----------
@@ -113,11 +114,12 @@ def grad_cos_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     of : {"loss", "output"}
         As in :func:`grad_dot_scores`; of ``out_to_loss`` only the sign matters.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -127,12 +129,12 @@ def grad_cos_scores(
     Raises
     ------
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
 
     Examples
     --------
@@ -175,7 +177,7 @@ def whitened_cos_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     damping : float or Damping
         c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``.
     mix : float
@@ -187,10 +189,11 @@ def whitened_cos_scores(
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     device : str
-        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
-        it warns and works on the CPU, as solvers always do.
+        Device for grams and tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use it
+        warns and uses the CPU, as solvers always do.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -203,16 +206,16 @@ def whitened_cos_scores(
     TrakStoreError
         A ``mix`` outside of 0 to 1.
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
-        A gram does not fit.
+        When a gram does not fit.
 
     References
     ----------

@@ -39,7 +39,8 @@ def tracin_scores(
     learning_rates : mapping of epoch to float, or float, optional
         η; those that are stored with the train split when None.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -51,10 +52,10 @@ def tracin_scores(
     NotFoundError
         No such epoch, split or column, or an epoch without a learning rate.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
 
     Notes
     -----

@@ -107,10 +107,11 @@ def trak_scores(
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
     device : str
-        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
-        it warns and works on the CPU, as solvers always do.
+        Device for grams and tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use it
+        warns and uses the CPU, as solvers always do.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -124,16 +125,16 @@ def trak_scores(
         An unknown ``average`` or ``kernel``, a temperature that is not above 0, or is given with a
         sampled kernel, a soft threshold below 0.
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
-        A gram does not fit.
+        When a gram does not fit.
 
     References
     ----------
@@ -250,7 +251,7 @@ def trak_scores_of_arrays(
     TrakStoreError
         Shapes that do not go together.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
         The kernel does not fit in any form.
 
