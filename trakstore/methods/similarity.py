@@ -54,9 +54,9 @@ def grad_dot_scores(
     epochs : epoch or sequence of epochs, optional
         Epochs to combine; by default all that have both splits.
     of : {"loss", "output"}
-        Function whose gradients are taken: those of the loss are the stored ones times
-        minus ``out_to_loss``, on both sides. Positive for ``"loss"``: a small step on the train sample
-        lowers the target's loss.
+        Function whose gradients are used, on both sides; those of the loss are the stored ones times
+        minus ``out_to_loss``. With ``"loss"`` a positive score means that a small step on the train
+        sample lowers the target's loss.
     allow_other_weights : bool
         Whether to compute scores even if targets and train rows of an epoch were made with different
         checkpoints.
@@ -116,7 +116,7 @@ def grad_cos_scores(
     epochs : epoch or sequence of epochs, optional
         Epochs to combine; by default all that have both splits.
     of : {"loss", "output"}
-        As in :func:`grad_dot_scores`; of ``out_to_loss`` only the sign matters.
+        As in :func:`grad_dot_scores`; only the sign of ``out_to_loss`` matters.
     allow_other_weights : bool
         Whether to compute scores even if targets and train rows of an epoch were made with different
         checkpoints.
@@ -181,9 +181,10 @@ def whitened_cos_scores(
     damping : float or Damping
         c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``.
     mix : float
-        Share of the targets' own kernel, 0 to 1: what all targets have in common counts less.
+        Share of the targets' own kernel, 0 to 1, by which directions that all targets share count less.
     of : {"loss", "output"}
-        As in :func:`grad_dot_scores`; a cosine keeps only its sign, kernels are of stored rows.
+        As in :func:`grad_dot_scores`; a cosine keeps only the sign of ``out_to_loss``, and kernels use
+        the stored rows.
     gram_dtype : {"float32", "float64"}
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
@@ -198,13 +199,13 @@ def whitened_cos_scores(
     Returns
     -------
     Scores
-        (target, train), shape (m, n), float32. Lengths of all rows are computed here, in a pass of
-        their own over both splits, and held: 8 (m + n) bytes an epoch.
+        Scores (target, train), shape (m, n), float32. The lengths of all rows are computed here, in one
+        pass over both splits, and kept: 8 (m + n) bytes an epoch.
 
     Raises
     ------
     TrakStoreError
-        A ``mix`` outside of 0 to 1.
+        When ``mix`` is outside of 0 to 1.
     NotFoundError
         When there is no such epoch, split or column.
     IncompleteError
@@ -235,15 +236,16 @@ def whitened_cos_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)
-    # The cosine of H^(-1/2) t and H^(-1/2) φ is t H⁻¹ φᵀ over the roots of t H⁻¹ tᵀ and φ H⁻¹ φᵀ: one
-    # factor of H solves for all three, and no root of H is needed. With targets in it, H is in memory.
+    # The cosine of H^(-1/2) t and H^(-1/2) φ is t H⁻¹ φᵀ over the roots of t H⁻¹ tᵀ and φ H⁻¹ φᵀ. So
+    # one factor of H gives all three terms, and no root of H is needed. If targets are mixed in, H is
+    # held in memory.
     if mix:
         factors = _mixed_factors(pairs, damped, mix, gram_dtype, limit, device)
     else:
         kernels = [pair.train.stored for pair in pairs]
         factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit, device=device)
     for pair, factor in zip(pairs, factors, strict=True):
-        # Factors of the epochs before this one stay, and have their share of the limit.
+        # The factors of earlier epochs are kept, and take their share of the limit.
         lengths = partial(_lengths, factor=factor, limit=max(1, limit - held_bytes(parts)))
         kernel = f"mix {mix}" if mix else ""
         parts.append(part_of(pair, factor, kernel=kernel, **_unit_scales(pair, lengths, of)))
@@ -259,13 +261,14 @@ def _mixed_factors(
     limit: int,
     device: str,
 ) -> Iterator[Factor]:
-    """Factor H of each epoch, with the targets' kernel in it."""
+    """Factor H of each epoch, with the targets' kernel mixed in."""
     sides = [side.stored for pair in pairs for side in (pair.train, pair.target)]
-    # A mixture of two grams is stored nowhere and has no rows: it is factored in memory.
+    # A mixture of two grams is stored nowhere and has no rows, so that it is factored in memory.
     solver, held = Cholesky(), 0
     grams = grams_at_once(sides, damping, solver, dtype, limit, device)
 
-    # A function of its own, since grams that a generator holds would outlive its ``yield``.
+    # In a function of its own: grams in local variables of a generator would live on across its
+    # ``yield``.
     def factored(at: int) -> Factor:
         own, other = (
             split_gram(
@@ -277,7 +280,7 @@ def _mixed_factors(
             )
             for side in (at, at + 1)
         )
-        # Both kernels are sums over rows: n/m makes the targets' as large as that of n rows.
+        # Both kernels are sums over rows: n/m scales the targets' kernel to n rows.
         matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
         mixed = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
         return solver.factor(mixed, damping)
@@ -291,14 +294,14 @@ def _mixed_factors(
 def _lengths(split: UnmaskedSplit, factor: Factor, limit: int) -> Rows:
     """Compute the lengths of the rows in the metric of a factored kernel."""
     squared = quadratic_form(split.column("features"), factor, memory_limit=limit)
-    # Rounding may leave the squared length of a short row below 0.
+    # Rounding may make the squared length of a short row negative.
     return ArrayRows(np.sqrt(np.maximum(squared, 0)))
 
 
 def _unit_scales(
     pair: EpochPair, lengths: Callable[[UnmaskedSplit], Rows], of: Of
 ) -> dict[str, Rows]:
-    """Return the scales of both sides that divide their rows by their lengths."""
+    """Return the scales that divide the rows of both sides by their lengths."""
     target, train = (
         InverseRows(lengths(side), side.gradient_scale(of)) for side in (pair.target, pair.train)
     )
@@ -307,15 +310,16 @@ def _unit_scales(
 
 @dataclass(frozen=True, eq=False)
 class InverseRows(RowByRow):
-    """1/base, times the sign of ``sign`` where it is given; 0 where the base is 0.
+    """Values 1/base, times the sign of ``sign`` if that is given; 0 if the base is 0.
 
-    A row of zeros has no direction: its cosine with anything is taken as 0.
+    A row of zeros has no direction, and its cosine with any row counts as 0.
     """
 
     sign: Rows | None = None
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        # In float64, as the scale multiplies a row of the left factor before it is rounded to float32.
+        # In float64, since the scale multiplies a row of the left factor before that is rounded to
+        # float32.
         values = np.asarray(self.base.read(start, stop), dtype=np.float64)
         inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
         if self.sign is not None:
