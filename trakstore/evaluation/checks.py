@@ -177,9 +177,7 @@ def _tokens(
         try:
             own = replace(job, tokens={layout.own_split(split.name): run})
             samples = TokenSamples.of(own, split.name)
-        except (
-            TrakStoreError
-        ) as error:  # the job has no tokens, so that these belong to another job
+        except TrakStoreError as error:  # the job has no tokens: these belong to another job
             remedy = "give the job that the store was made with"
             yield Check("same data", split.name, "fail", None, str(error), remedy)
             return
