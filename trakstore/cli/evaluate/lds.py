@@ -51,7 +51,7 @@ def lds(
     requests = {one: replace(asked, method=one) for one in methods}
     with asked.workplace():
         if trainer is not None:
-            # All epochs and splits are checked here, before hours of training.
+            # All epochs and splits are checked first, before hours of training.
             rows = asked.pairs()[0].train.stored.spec.rows
             plan = SubsetPlan(rows, share, repeats, seed)
             with ProgressLine("training", count, unit="models") as line:
