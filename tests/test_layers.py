@@ -330,6 +330,7 @@ ORDER: dict[str, list[str]] = {
         "watch",
         "model_settings",
         "first_samples",
+        "probed_rows",
         "task",
         "worker",
         "shares",

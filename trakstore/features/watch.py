@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.fingerprint import Weights, checkpoint_checksum
 from trakstore.features.outputs import RowOutputs
 from trakstore.features.sharding import local_part
 from trakstore.features.weights import Kept
 from trakstore.features.wording import listed
 
-__all__ = ["WeightWatch"]
+__all__ = ["WeightWatch", "blaming_changes"]
 
 log = logging.getLogger("trakstore")
 
@@ -161,6 +162,16 @@ class WeightWatch:
             name: (id(one), _version(local_part(one)), _address(local_part(one)))
             for name, one in named
         }
+
+
+@contextmanager
+def blaming_changes(watch: WeightWatch) -> Iterator[None]:
+    """Raise the error that the model changed, if it did, instead of one about rows that are wrong."""
+    try:
+        yield
+    except NumericsError:
+        watch.check(surely=True)
+        raise
 
 
 def _to_copy(model: nn.Module) -> set[str]:
