@@ -72,23 +72,19 @@ class RowComputer:
     shortest : tuple of int
         Rows of the shortest samples; empty where lengths do not differ much.
     at_once : float
-        Samples like the measured ones whose gradients are computed at once; halved when memory runs
-        out.
+        Samples like the measured ones that are computed at once; halved when memory runs out.
     need : Need or None
         Bytes that samples of other lengths need: fewer or more of these are computed at once.
     pick : callable
         Reader of the samples at some rows, as a batch of their own.
     check : {"some", "all"}
-        Rows of each block that are compared with ordinary backward passes: all of them, once one was
-        wrong.
+        Rows of each block that are compared with ordinary passes: all of them, once one was wrong.
     labels : LabelDraws or TokenRows, optional
         Drawer of labels in place of the samples' own, or the choice of tokens that belong to each row.
     skip_bad_rows : bool
-        Whether rows that are not finite are stored as fill values, with the reason in a column
-        ``skipped``, instead of raising an error.
+        Whether bad rows are stored as fill values, with the reason in ``skipped``, without an error.
     doubted : bool
-        Whether rows were found wrong, so that earlier blocks, of which few rows were compared, may be
-        wrong too.
+        Whether rows were found wrong, so that earlier blocks may be wrong too.
     peaks : Peaks
         Bytes that samples need, as far as they were measured.
     """

@@ -71,9 +71,8 @@ class Job:
     parameters : str or sequence of str
         Shell-style patterns of parameter names. A complex parameter that matches is refused.
     activations : str or sequence of str
-        Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, one row
-        for each sample; ``"head.input"`` names the input of the module ``head``. Costs one more forward
-        pass.
+        Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, one row a
+        sample; ``"head.input"`` names the input of the module ``head``. Costs a forward pass.
     batch_size : int
         Most samples of a batch; features depend on it by rounding alone. Texts of very different
         lengths (``input_ids``) that ``collate`` pads are sorted by length within a block. Such a block
@@ -83,20 +82,17 @@ class Job:
     learning_rates : mapping of epoch to float
         Learning rates of the training at its epochs, stored with the features for TracIn.
     dtype : {"float32", "float16", "int8"}, optional
-        Stored dtype of features. By default that of the store, or float32 for a new one. ``"int8"``
-        stores 8 bits a number and a scale for each row; rounding costs about a hundredth of a row's
-        norm.
+        Stored dtype of features. By default that of the store, or float32 for a new one. ``"int8"``: 8
+        bits a number and a scale for each row; rounding costs about a hundredth of a row's norm.
     collate : callable, optional
         Function that makes a batch from a list of samples; torch's default otherwise. Collators of
-        transformers are given the columns that the model's forward and the output take, as ``Trainer``
-        does.
+        transformers are given the columns that forward and the output take, as by ``Trainer``.
     block_rows : int, optional
         Rows of a block, the unit that is written whole; chosen by default.
     keep_bits : int, optional
         Bits of the 23 in a float32 mantissa to which features are rounded; they are then compressed.
     append : bool
-        Whether to add the samples that were added at the end of the data set since the split was
-        written. For a single worker.
+        Whether to add samples that the data set has gained at its end. For a single worker.
     memory_limit : int or str, optional
         Most memory to take beside the model and torch's own, such as ``"600MB"``: as many samples of a
         batch are computed at once as fit in it, which changes features by rounding alone. Without a
@@ -140,9 +136,8 @@ class Job:
         to its row. Each costs a forward and a backward pass of the whole sample. For language models.
     skip_bad_rows : bool
         Whether to store rows with NaN or infinite features, outputs, losses or activations, with a
-        label that is no class, or with features that the stored dtype cannot hold, as masked, instead
-        of refusing them. Scores, kernels and lists leave them out; ``store.skipped(epoch, split)`` says
-        why.
+        label that is no class, or with features that the stored dtype cannot hold, as masked instead of
+        refusing them. Queries leave them out; ``store.skipped(epoch, split)`` says why.
     name : str
         Name of the job in the record of the run.
     shard : callable, optional
@@ -200,6 +195,25 @@ class Job:
     _runs: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._set_model()
+        self._set_weights()
+        self.output = output_for(self.model) if self.output is None else as_output(self.output)
+        if not isinstance(self.projector, ProjectionSpec | None):
+            raise TrakStoreError(
+                f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "
+                f"{self.projector!r}"
+            )
+        self.parameters = as_patterns(self.parameters)
+        self._set_precision()
+        self._check_texts()
+        self._set_options()
+        self.scale = as_scale(self.scale)
+        need_own_names(self.datasets)
+        self._draws = draws_by_split(self.sampled, self.datasets)
+        self._runs = runs_by_split(self.tokens, self.datasets, as_output(self.output))
+
+    def _set_model(self) -> None:
+        """Check the model, or build it without memory for its parameters."""
         if not isinstance(self.model, nn.Module) and callable(self.model):
             if not self.checkpoints:
                 raise TrakStoreError(
@@ -214,6 +228,9 @@ class Job:
             raise TrakStoreError(
                 f"shard must be a function of the model and a mesh of ranks, got {shown(self.shard)}"
             )
+
+    def _set_weights(self) -> None:
+        """Check checkpoints and learning rates, and name both by the store's epochs."""
         for name, what in _MAPPINGS.items():
             if not isinstance(getattr(self, name), Mapping):
                 got = type(getattr(self, name)).__name__
@@ -224,41 +241,31 @@ class Job:
             self.learning_rates = {**folder.learning_rates, **self.learning_rates}
         need_epochs(self.checkpoints)
         self._own_checkpoints()
-        self.batch_size = as_whole(self.batch_size, "batch_size", 1)
-        for name in ("block_rows", "keep_bits"):
-            size = getattr(self, name)
-            if size is not None:
-                setattr(self, name, as_whole(size, name, 1))
-        self.output = output_for(self.model) if self.output is None else as_output(self.output)
-        if not isinstance(self.projector, ProjectionSpec | None):
-            raise TrakStoreError(
-                f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "
-                f"{self.projector!r}"
-            )
-        if self.collate is not None and not callable(self.collate):
-            raise TrakStoreError(f"collate must be a function of a list, got {self.collate!r}")
-        self.parameters = as_patterns(self.parameters)
         self.learning_rates = {
             as_epoch(epoch): as_number(
                 rate, f"the learning rate of epoch {epoch}", least=0, needed="must be a number >= 0"
             )
             for epoch, rate in self.learning_rates.items()
         }
-        self._set_precision()
-        self._check_texts()
+        if self.checkpoints is not None:
+            self.checkpoints = by_epoch(self._weights)
+
+    def _set_options(self) -> None:
+        """Check sizes, flags and choices, and turn them into Python's own values."""
+        self.batch_size = as_whole(self.batch_size, "batch_size", 1)
+        self.draw_seed = as_whole(self.draw_seed, "draw_seed", 0)
+        for name in ("block_rows", "keep_bits"):
+            size = getattr(self, name)
+            if size is not None:
+                setattr(self, name, as_whole(size, name, 1))
+        if self.collate is not None and not callable(self.collate):
+            raise TrakStoreError(f"collate must be a function of a list, got {self.collate!r}")
         for name in ("append", "skip_bad_rows"):
             setattr(self, name, as_flag(getattr(self, name), name))
         if not is_one_of(self.check, get_args(CheckedRows)):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
-        if self.checkpoints is not None:
-            self.checkpoints = by_epoch(self._weights)
         if self.memory_limit is not None:
-            byte_count(self.memory_limit)  # refuses what is not a size
-        self.scale = as_scale(self.scale)
-        self.draw_seed = as_whole(self.draw_seed, "draw_seed", 0)
-        need_own_names(self.datasets)
-        self._draws = draws_by_split(self.sampled, self.datasets)
-        self._runs = runs_by_split(self.tokens, self.datasets, as_output(self.output))
+            byte_count(self.memory_limit)  # raises unless it is a size
 
     @property
     def epochs(self) -> tuple[int | str, ...]:
@@ -322,9 +329,8 @@ class Job:
     def lent(self) -> Iterator[None]:
         """Let :meth:`load` change the model in the ``with`` block, and restore it at the end.
 
-        Meanwhile a copy of its weights is held on the CPU, or of its buffers alone where there are no
-        checkpoints. A model that a function built has no weights of its own: the next use loads them
-        anew.
+        Meanwhile a copy of its weights is held on the CPU, or of its buffers alone without checkpoints.
+        A model that a function built has no weights of its own: the next use loads them.
         """
         # The copies are made again here: attributes may have been set since the job was made.
         self._own_checkpoints()
