@@ -89,6 +89,20 @@ def ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(rows, start + size)
 
 
+def span_of(numbers: range) -> tuple[int, int]:
+    """Return the least number of a range and the one behind the largest, 0 and 0 for none.
+
+    Examples
+    --------
+    >>> span_of(range(2, 9, 3)), span_of(range(8, 1, -3)), span_of(range(5, 5))
+    ((2, 9), (2, 9), (0, 0))
+    """
+    if not numbers:
+        return 0, 0
+    low, high = sorted((numbers[0], numbers[-1]))
+    return low, high + 1
+
+
 def byte_count(size: int | str) -> int:
     """Return a number of bytes from ``600_000_000``, ``"600MB"`` or ``"1GiB"``.
 

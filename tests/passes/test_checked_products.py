@@ -21,6 +21,7 @@ from trakstore.scores import parts
 from trakstore.scores.factored import Scores
 from trakstore.scores.top_k import top_k
 from trakstore.storage.backends.mapped import maps_files
+from trakstore.storage.backends.row_registers import joined, over_zeros
 
 pytestmark = pytest.mark.skipif(
     not module._has_instructions() or not maps_files,
@@ -86,8 +87,8 @@ def test_registers_of_rows_join_to_the_checksum_of_all():
         for multiply, left in ((module._multiply, none), (module._multiply_one, zeros)):
             places = out if left is none else np.empty(count, np.float32)
             multiply(places, sums, left, rows.view(np.uint16), rows)
-            joined = module._joined(sums, module._over_zeros(size))
-            assert joined == crc32c(rows.tobytes())
+            checksum = joined(sums, over_zeros(size))
+            assert checksum == crc32c(rows.tobytes())
 
 
 def test_others_are_read(make, tmp_path, monkeypatch):

@@ -150,8 +150,7 @@ def test_each_epoch_has_its_own_scale(tmp_path):
     only = [np.zeros(ROWS, np.float32) for _ in range(2)]
     only[0][:100], only[1][100:200] = 1, 1
     scaled = replace(window, scales=tuple(map(ArrayRows, only)))
-    for at in range(3):
-        found = index.candidates(scores, scaled, at, 50, "magnitude")
+    for found in index.candidates(scores, scaled, 50, "magnitude"):
         assert (found < 100).any() and (found >= 100).any() and found.max() < 200
 
 
@@ -242,10 +241,19 @@ def test_lists_of_targets_of_any_size(store, size):
     scores = ts.trak_scores(store)
     index, window = ts.build_index(scores, checked=0), scores.window(0, 4)
     sized = replace(window, lefts=tuple(left * np.float32(size) for left in window.lefts))
-    for at in range(4):
-        wanted = index.candidates(scores, window, at, 100, "largest")
-        got = index.candidates(scores, sized, at, 100, "largest")
-        assert np.isin(got, wanted).mean() > 0.95
+    wanted = index.candidates(scores, window, 100, "largest")
+    got = index.candidates(scores, sized, 100, "largest")
+    for pair in zip(got, wanted, strict=True):
+        assert np.isin(*pair).mean() > 0.95
+
+
+def test_targets_that_are_compared_together_have_the_candidates_of_each(store):
+    scores = ts.trak_scores(store)
+    index, window = ts.build_index(scores, checked=0), scores.window(0, 7)
+    together = index.candidates(scores, window, 60, "largest")
+    for at, found in enumerate(together):
+        (alone,) = index.candidates(scores, window.of_targets(at, at + 1), 60, "largest")
+        np.testing.assert_array_equal(found, alone)
 
 
 def test_an_index_keeps_the_columns_of_the_latest_selections(store):

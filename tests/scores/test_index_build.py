@@ -319,14 +319,3 @@ def test_a_damaged_chunk_of_a_stopped_build_is_coded_again(store, monkeypatch, c
     ts.build_index(scores)
     assert sorted(coded) == [(100, 200), (200, 300)]
     assert ts.verify_store(store.location).ok
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_rows_that_were_bad_are_zeros_and_others_stay(dtype):
-    rows = np.ones((5, 8), dtype)
-    rows[1, 3], rows[2, 0], rows[2, 1] = np.nan, np.inf, -np.inf
-    # Finite numbers whose sum is not.
-    rows[3] = np.finfo(dtype).max
-    wanted = rows.astype(np.float32)
-    wanted[1:3] = 0
-    np.testing.assert_array_equal(index_build._finite(rows), wanted)

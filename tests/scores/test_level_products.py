@@ -20,11 +20,13 @@ def test_products_are_those_of_integers(
         pytest.skip("needs an x86 processor with AVX2, as CI has")
     rng = np.random.default_rng(size)
     levels = rng.integers(0, 256, (37, size), dtype=np.uint8)
-    target = rng.integers(-127, 128, 2 * size).astype(np.int8)
+    targets = rng.integers(-127, 128, (7, 2 * size)).astype(np.int8)
     # The largest products that there are.
     levels[0], levels[1] = 255, 255
-    for numbers in (target, np.full(2 * size, 127, np.int8), np.full(2 * size, -127, np.int8)):
-        out = np.empty(37, np.int32)
-        own.level_products(out, levels, numbers)
-        both = np.concatenate([levels & 15, levels >> 4], axis=1).astype(np.int64)
-        np.testing.assert_array_equal(out, both @ numbers.astype(np.int64))
+    targets[0], targets[5] = 127, -127
+    both = np.concatenate([levels & 15, levels >> 4], axis=1).astype(np.int64)
+    wanted = targets.astype(np.int64) @ both.T
+    for count in (1, 3, 4, 7):
+        out = np.empty((count, 37), np.int32)
+        own.level_products(out, levels, targets[:count])
+        np.testing.assert_array_equal(out, wanted[:count])

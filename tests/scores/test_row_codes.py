@@ -14,9 +14,9 @@ def coder_of(rows: np.ndarray, seed: int = 0) -> Coder:
 
 
 def told(coder: Coder, rows: np.ndarray, target: np.ndarray) -> np.ndarray:
-    out = np.empty(len(rows), np.float32)
-    estimates(out, coder.codes(rows), coder.target(target))
-    return out
+    out = np.empty((1, len(rows)), np.float32)
+    estimates(out, coder.codes(rows), [coder.target(target)])
+    return out[0]
 
 
 @pytest.mark.parametrize("dim", [1, 2, 24, 63, 64, 65, 100, 1000, 2048])
@@ -101,3 +101,19 @@ def test_codes_follow_from_the_seed_and_hold_each_row_by_itself() -> None:
     for one, other in zip(few, whole.rows(700, 900), strict=True):
         assert (one != other).mean() < 0.01  # products of other counts are rounded otherwise
     assert (Coder.of(directions, 4).codes(rows).levels != whole.levels).mean() > 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_were_bad_count_as_zeros_and_others_stay(dtype: str, bad: float) -> None:
+    rows = np.random.default_rng(0).standard_normal((300, 70)).astype(dtype)
+    # Finite numbers whose sum of squares is not, in float16.
+    rows[200] = np.finfo(np.float16).max
+    coder, places = coder_of(rows.astype(np.float32)), [3, 129, 130, 299]
+    zeros = rows.copy()
+    zeros[places] = 0
+    rows[places, [0, 69, 5, 7]] = bad
+    made, wanted = coder.codes(rows), coder.codes(zeros)
+    assert not made.steps[places].any() and (np.delete(made.steps, places) > 0).all()
+    for one, other in zip(made, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -67,7 +67,8 @@ class Job:
         dict, or a function without arguments that gives one of these. No file's code is run. State
         dicts that share memory with the model, as ``model.state_dict()`` does, are copied now; others
         are not, and cost nothing. The path of a Trainer's output folder stands for its folders
-        ``checkpoint-N``, as epochs N, with the learning rates that the Trainer logged.
+        ``checkpoint-N``, as epochs N, with learning rates that the Trainer logged at these very steps;
+        a warning names the others.
     parameters : str or sequence of str
         Shell-style patterns of parameter names. A complex parameter that matches is refused.
     activations : str or sequence of str
@@ -75,8 +76,8 @@ class Job:
         sample; ``"head.input"`` names the input of the module ``head``. Costs a forward pass.
     batch_size : int
         Most samples of a batch; features depend on it by rounding alone. Texts of very different
-        lengths (``input_ids``) that ``collate`` pads are sorted by length within a block. Such a block
-        has 8 batches or more, some of them smaller, so that at most a tenth of a batch is padding.
+        lengths (``input_ids``) that ``collate`` pads are sorted by length within a block of 8 batches
+        or more, some of them smaller, so that at most a tenth of a batch is padding.
     ids : mapping of split to sequence of int or str
         Names of samples; their positions by default.
     learning_rates : mapping of epoch to float
@@ -95,23 +96,22 @@ class Job:
         Whether to add samples that the data set has gained at its end. For a single worker.
     memory_limit : int or str, optional
         Most memory to take beside the model and torch's own, such as ``"600MB"``: as many samples of a
-        batch are computed at once as fit in it, which changes features by rounding alone. Without a
-        limit a GPU's free memory decides, and fewer are computed at once when it does not suffice.
+        batch are computed at once as fit, which changes features by rounding alone. Without a limit a
+        GPU's free memory decides.
     precision : {"float32", "tf32", "bfloat16"}
-        Precision of the model's products, forward and backward. It is part of the store, which does not
-        mix features of several. ``"float32"``: the precision of the parameters, without TF32.
-        ``"tf32"``: float32 products with 10 bits where a GPU has them, also in the projection.
-        ``"bfloat16"``: products under ``torch.autocast``, gradients still projected in float32. Inner
-        products of features are then off by 0.4% to 2%, where projecting them costs 16% to 25% (an MLP,
-        a transformer and a ResNet-9 on a CPU). A model with bfloat16 parameters computes in bfloat16
-        under ``"float32"``.
+        Precision of the model's products, forward and backward; a store does not mix several.
+        ``"float32"``: the precision of the parameters, without TF32. ``"tf32"``: float32 products with
+        10 bits where a GPU has them, also in the projection. ``"bfloat16"``: products under
+        ``torch.autocast``, gradients still projected in float32. Inner products of features are then
+        off by 0.4% to 2%, where projecting costs 16% to 25% (three models on a CPU). A model with
+        bfloat16 parameters computes in bfloat16 under ``"float32"``.
     autocast : {"bfloat16"}, optional
         Another name for ``precision="bfloat16"``.
     check : {"some", "all"}
         Rows of each block that are compared with an ordinary backward pass: about one in 44, chosen by
-        a hash, or every row, each alone, which costs a plain pass a sample. A block that disagrees is
-        computed again by the generic engine, as are the blocks that the run wrote before it; if it
-        still disagrees, the run stops.
+        a hash, or every row, which costs a plain pass a sample. A block that disagrees is computed
+        again by another engine, as are those that the run wrote before it; if it still disagrees, the
+        run stops.
     scale : {"samples", "adam"}, path or mapping, optional
         Second moments v. Gradients are divided by their fourth root before the projection, so that
         products of two are divided by √v, as steps of Adam are: for models that Adam trained.
@@ -119,21 +119,22 @@ class Job:
         from the model at the last epoch. ``"adam"``: the optimizer's moments, from ``optimizer.pt`` (or
         FSDP's shards) in the last checkpoint's folder; or the path of such a file. Or a mapping of
         parameter names to tensors of second moments, in the parameters' shapes. They are stored,
-        factored into rows and columns of each matrix, and the same for all epochs. By default as in the
-        store; a new one has none.
+        factored into rows and columns of each matrix, the same for all epochs. Default: the store's.
     sampled : int or mapping of split to int
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of the splits named). Features with these labels are written as a split ``train~sampled``, from
         which ``kernel="sampled"`` makes the kernel of scores; once its gram is stored,
         ``store.drop_rows`` may remove them. More draws make the kernel less noisy, most where samples
-        times draws are not many more than the numbers of a row (``benchmarks/accuracy.py lm``).
+        times draws are not many more than the numbers of a row (``benchmarks/accuracy.py lm``). If the
+        loss of a sequence is the mean over n tokens, ``loss`` and ``out_to_loss`` of these rows are
+        stored times √n, so that their kernel is the Gauss-Newton matrix of the losses for any lengths.
     draw_seed : int
         Seed of drawn labels.
     tokens : int or mapping of split to int
         Tokens of a row of the split ``test~tokens``, written beside ``"test"`` (or beside the splits
-        named): 1 for a row for each token that counts, more for rows of several. Rows are named
-        ``id#token``, by the position of their first token in the sample, and those of a sample add up
-        to its row. Each costs a forward and a backward pass of the whole sample. For language models.
+        named): 1 for a row for each token that counts. Rows are named ``id#token``, by the position of
+        their first token in the sample, and those of a sample add up to its row. Each costs a forward
+        and a backward pass of the whole sample. For language models.
     skip_bad_rows : bool
         Whether to store rows with NaN or infinite features, outputs, losses or activations, with a
         label that is no class, or with features that the stored dtype cannot hold, as masked instead of
@@ -237,8 +238,9 @@ class Job:
                 raise TrakStoreError(f"{name} must be a mapping, like {what}, got {got}")
         if isinstance(self.checkpoints, str | Path):
             folder = TrainerFolder.of(Path(self.checkpoints))
+            folder.rates.warn_of_unknown(Path(self.checkpoints), self.learning_rates)
             self.checkpoints = folder.checkpoints
-            self.learning_rates = {**folder.learning_rates, **self.learning_rates}
+            self.learning_rates = {**folder.rates.known, **self.learning_rates}
         need_epochs(self.checkpoints)
         self._own_checkpoints()
         self.learning_rates = {
@@ -255,8 +257,7 @@ class Job:
         self.batch_size = as_whole(self.batch_size, "batch_size", 1)
         self.draw_seed = as_whole(self.draw_seed, "draw_seed", 0)
         for name in ("block_rows", "keep_bits"):
-            size = getattr(self, name)
-            if size is not None:
+            if (size := getattr(self, name)) is not None:
                 setattr(self, name, as_whole(size, name, 1))
         if self.collate is not None and not callable(self.collate):
             raise TrakStoreError(f"collate must be a function of a list, got {self.collate!r}")
@@ -330,7 +331,6 @@ class Job:
         """Let :meth:`load` change the model in the ``with`` block, and restore it at the end.
 
         Meanwhile a copy of its weights is held on the CPU, or of its buffers alone without checkpoints.
-        A model that a function built has no weights of its own: the next use loads them.
         """
         # The copies are made again here: attributes may have been set since the job was made.
         self._own_checkpoints()

@@ -11,8 +11,9 @@ import torch
 from trakstore.errors import TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
+from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
-from trakstore.features.blamed_samples import CheckedBatches, Piece, Read, need_forms
+from trakstore.features.blamed_samples import CheckedBatches, need_forms
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
@@ -125,16 +126,13 @@ def _computer(
     if engine.whole:
         need_forms(batches, model, output, some)
     uneven = batches.uneven(some) if size < len(ids) else None
-
-    def read(piece: Piece) -> Read:
-        return batches.several(*piece, size, by_length=uneven is not None, each=each)
-
+    source = BatchReader(batches, size, by_length=uneven is not None, each=each)
     checked = partial(CheckedBatches, batches=batches, model=model, output=output, first=first)
     return RowComputer(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        checked(read) if engine.whole else ReadAhead(read),
+        checked(source.read) if engine.whole else ReadAhead(source.read),
         ids,
         where,
         spec,
@@ -144,7 +142,7 @@ def _computer(
         measured=uneven[:2] if uneven else tuple(range(min(2, len(ids)))),
         shortest=uneven[-2:] if uneven else (),
         at_once=size,
-        pick=lambda rows: batches.picked(rows.tolist()),
+        reader=source,
         check=job.check,
         skip_bad_rows=job.skip_bad_rows,
         labels=samples.labels(model, output, sharding),

@@ -12,11 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from trakstore.features.added_samples import append_samples
 from trakstore.features.background import OneBehind
 from trakstore.features.blamed_samples import (
     blaming_samples,
 )
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.derived_splits import need_same_loss_scale
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.job import Job
 from trakstore.features.model_settings import ModelSettings, need_same_settings
@@ -27,16 +29,14 @@ from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
 from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.spent import Featurized, Spent
-from trakstore.features.split_samples import SplitSamples
 from trakstore.features.streamed import Streamed
-from trakstore.features.token_samples import TokenSamples, samples_of
+from trakstore.features.token_samples import samples_of
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch, blaming_changes
 from trakstore.spec import Settings, SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype
-from trakstore.storage.growth import append_rows
 from trakstore.storage.opening import find_store, location_of, open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.scale_factors import write_factors
@@ -105,6 +105,7 @@ class SplitTask:
             spec = wanted_spec(job, there, output, parameters, scale)
             if there is not None:
                 check_equal(there.spec, spec, str(there.location))
+                need_same_loss_scale(there, epoch, split, samples.loss_scale(output))
             projector = make_projector(spec.projection.at(epoch), parameters)
             if scale is not None:
                 projector = scale.scaled(projector)
@@ -116,6 +117,7 @@ class SplitTask:
             blame = partial(blaming_samples, batches, job.model, output, alone=sharding.whole)
             unchanged = settings.unchanged(watch.put_back)
             wanted = _split_spec(job, epoch, rows, probe, fingerprint, watch.hash, unchanged)
+            wanted = replace(wanted, loss_scale=samples.loss_scale(output))
             if there is not None:
                 need_same_settings(there, epoch, watch.hash, wanted.settings)
             clock.lap("checks")
@@ -126,7 +128,7 @@ class SplitTask:
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
             if job.append:
-                _append(opened, epoch, split, wanted, rows, samples, blame)
+                append_samples(opened, epoch, split, wanted, rows, samples, blame)
                 watch.check(surely=True)
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
@@ -156,16 +158,17 @@ class SplitTask:
         self.background.submit(lambda: self._store(block, finish))
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
-        if self.rows.doubted:
+        while self.rows.doubted:
             self._write_again()
         self._blocks.append(block)
 
     def _write_again(self) -> None:
-        """Compute the blocks before a wrong one again by the generic engine, and write them again."""
-        self.rows.doubted = False
+        """Compute the blocks before a wrong one once more, and write them again."""
+        generic = self.rows.doubted == "engine"
+        self.rows.doubted = ""
         for block in self._blocks:
             with blaming_changes(self.watch):
-                finish = self.rows.begin(*self.writer.spec.block_range(block), generic=True)
+                finish = self.rows.begin(*self.writer.spec.block_range(block), generic=generic)
             self.wait()
             if self.sharding.writes:
                 self.writer.withdraw(block)
@@ -271,34 +274,3 @@ def _split_spec(
         block_rows=job.block_rows or 1,
         settings=settings,
     )
-
-
-def _append(
-    store: FeatureStore,
-    epoch: int | str,
-    split: str,
-    wanted: SplitSpec,
-    rows: RowComputer,
-    samples: SplitSamples | TokenSamples,
-    blame: Blame,
-) -> None:
-    """Add the samples that the data set has beyond the store's, if the stored ones are the same."""
-    if split not in store.splits_of(epoch):
-        return
-    old = store.split(epoch, split)
-    more = wanted.rows - old.rows
-    if more <= 0:
-        return
-    count = old.rows
-    # The number of rows decides which samples a fingerprint is over: the old one can only be compared
-    # with that of as many first samples.
-    choices = [one.fingerprint for one in samples.of_first(count)]
-    first = old.spec.dataset if old.spec.dataset in choices else choices[-1]
-    same = replace(wanted, rows=count, dataset=first)
-    check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
-
-    def columns(start: int, stop: int) -> Columns:
-        with blame(range(start, stop)):
-            return rows.columns(start, stop)
-
-    append_rows(old, more, columns, dataset=wanted.dataset)

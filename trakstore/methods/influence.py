@@ -66,11 +66,12 @@ def influence_scores(
     damping : float or Damping, optional
         c in λ = c·tr(H)/n, or ``Damping(absolute=λ)``; by default 1, for a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
-        Rows of H. ``"sampled"``: rows of the split ``train~sampled``, whose labels were drawn from the
-        model (``featurize(labels="sampled")``). Then H = Σ ∇l ∇lᵀ / draws, which is the Gauss-Newton
-        matrix for sequences too, and the mean weighs checkpoints by 1/√λ, since gradients grow during
-        training. By default ``"sampled"`` if all epochs have such rows, ``hessian`` is not ``"loss"``
-        and the output is not the margin, else ``"train"``.
+        Rows of H. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
+        from the model (``featurize(labels="sampled")``): H = Σ ∇l ∇lᵀ / draws, the Gauss-Newton matrix
+        also where outputs are sequences, whose ∇l are sums over n tokens divided by √n where the loss
+        is their mean; the mean over epochs then weighs checkpoints by 1/√λ, since gradients grow
+        while a model is trained. When None: those, where there are some at all epochs, ``hessian`` is
+        not ``"loss"`` and the output is not the margin.
     hessian : {"gauss_newton", "loss"}
         ``"gauss_newton"``: H = Σᵢ l''ᵢ φᵢ φᵢᵀ, with the loss's second derivative in the output:
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is

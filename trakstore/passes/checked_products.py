@@ -7,17 +7,13 @@ come from there again, which takes longer than all that is computed.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
 import numba
 import numpy as np
-from crc32c import crc32c
-from llvmlite import ir
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from trakstore.machine_code import compiled_for_all, has_x86_feature
+from trakstore.machine_code import compiled_for_all
 from trakstore.passes.half_precision import (
     F32,
     four_targets,
@@ -28,15 +24,19 @@ from trakstore.passes.half_precision import (
 from trakstore.passes.rows import Rows
 from trakstore.storage.backends.chunks import TAIL
 from trakstore.storage.backends.mapped import mapped, pointer, unmapped
+from trakstore.storage.backends.row_registers import (
+    U64,
+    WORD,
+    joined,
+    over_zeros,
+    sum_four,
+    sums_words,
+)
 from trakstore.storage.mapped_chunks import chunk_files, is_mappable
 from trakstore.storage.stored import StoredColumn
 
-U64: TypeAlias = NDArray[np.uint64]
-_cgutils: Any = cgutils
 _numba: Any = numba
 _BYTES = 2  # of a number
-_WORD = 8  # bytes that one instruction takes into a checksum
-_ALL_ONES = 2**32 - 1  # what a CRC-32C begins with, and is inverted by at its end
 
 
 def checked_products(lefts: F32, rows: Rows, start: int, stop: int, out: F32) -> bool:
@@ -58,7 +58,7 @@ def checked_products(lefts: F32, rows: Rows, start: int, stop: int, out: F32) ->
     if not are_files(rows) or start % rows.chunk_rows:
         return False
     files = chunk_files(rows, start // rows.chunk_rows, -(-stop // rows.chunk_rows))
-    step, over = rows.chunk_rows, _over_zeros(_BYTES * rows.shape[1])
+    step, over = rows.chunk_rows, over_zeros(_BYTES * rows.shape[1])
     return files is not None and bool(_multiply_files(out, lefts, *files, step, over))
 
 
@@ -66,51 +66,15 @@ def are_files(rows: Rows) -> TypeGuard[StoredColumn]:
     """Tell whether rows are float16 in files that :func:`checked_products` can look at."""
     if not isinstance(rows, StoredColumn) or rows.dtype != np.float16 or not _has_instructions():
         return False
-    return rows.shape[1] * _BYTES % _WORD == 0 and is_mappable(rows)
+    return rows.shape[1] * _BYTES % WORD == 0 and is_mappable(rows)
 
 
 @cache
 def _has_instructions() -> bool:
-    return has_instructions() and has_x86_feature("crc32")
+    return has_instructions() and sums_words()
 
 
-def _summing(_: Any, register: Any, word: Any) -> Any:  # pragma: no cover
-    """Take a word into the register of a CRC-32C."""
-
-    def add(_: Any, builder: Any, __: Any, values: Any) -> Any:
-        word = ir.IntType(64)
-        function = builder.module.declare_intrinsic(
-            "llvm.x86.sse42.crc32.64.64", (), ir.FunctionType(word, [word, word])
-        )
-        return builder.call(function, values)
-
-    return numba.types.uint64(register, word), add
-
-
-def _fetching(_: Any, words: Any, row: Any, column: Any) -> Any:  # pragma: no cover
-    """Have the processor fetch a word from memory while it computes."""
-
-    def fetch(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind, number = signature.args[0], ir.IntType(32)
-        array = context.make_array(kind)(context, builder, values[0])
-        place = _cgutils.get_item_pointer(context, builder, kind, array, values[1:])
-        place = builder.bitcast(place, ir.IntType(8).as_pointer())
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch",
-            [place.type],
-            ir.FunctionType(ir.VoidType(), [place.type, number, number, number]),
-        )
-        # To read it, soon, as data.
-        builder.call(function, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return numba.types.void(words, row, column), fetch
-
-
-_sum: Any = intrinsic(_summing)
-_fetch: Any = intrinsic(_fetching)
 _F32 = np.float32
-_LINE = 8  # words that come from memory together
 _COLUMNS = 128
 
 
@@ -126,7 +90,7 @@ def _multiply(
     for first in range(0, count, 4):
         # Of the last four some may have been done already.
         i = min(first, max(0, count - 4))
-        _sum_four(sums, words, i, 0, words.shape[1])
+        sum_four(sums, words, i, 0, words.shape[1])
         four = rows[i : min(i + 4, out.shape[1])]
         for at in range(0, targets // 4 * 4, 4):
             four_targets(out[at : at + 4, i : i + 4], lefts[at : at + 4], four)
@@ -159,61 +123,10 @@ def _multiply_one(
                 c += value * wide(row2[j])
                 d += value * wide(row3[j])
             s, t, u, v = s + a, t + b, u + c, v + d
-            _sum_four(sums, words, i, low // 4, high // 4)
+            sum_four(sums, words, i, low // 4, high // 4)
         for at, value in ((i, s), (i1, t), (i2, u), (i3, v)):
             if at <= last:
                 out[at] = value
-
-
-@compiled_for_all
-def _sum_four(sums: U64, words: U64, i: int, low: int, high: int) -> None:  # pragma: no cover
-    """Take words of four rows into their registers, which begin with 0 in front of the first word.
-
-    Meanwhile those of the next four rows are fetched.
-    """
-    last = len(words) - 1
-    i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
-    if low == 0:
-        sums[i], sums[i1], sums[i2], sums[i3] = 0, 0, 0, 0
-    # An instruction waits for the one before it in its row: so four rows have one under way each.
-    a, b, c, d = sums[i], sums[i1], sums[i2], sums[i3]
-    for j in range(low, high):
-        if j % _LINE == 0:
-            for ahead in range(4, 8):
-                _fetch(words, min(i + ahead, last), j)
-        a, b = _sum(a, words[i, j]), _sum(b, words[i1, j])
-        c, d = _sum(c, words[i2, j]), _sum(d, words[i3, j])
-    sums[i], sums[i1], sums[i2], sums[i3] = a, b, c, d
-
-
-@cache
-def _over_zeros(size: int) -> U64:
-    """Compute a register once ``size`` zeros follow: from each value of its four bytes, shape (4, 256).
-
-    It is linear: that of a whole register is the xor of those of its bits.
-    """
-    zeros = bytes(size)
-    over = [crc32c(zeros, 1 << bit ^ _ALL_ONES) ^ _ALL_ONES for bit in range(32)]
-    values, table = np.arange(256), np.zeros((4, 256), np.uint64)
-    for bit, register in enumerate(over):
-        table[bit // 8] ^= np.where(values >> bit % 8 & 1, register, 0).astype(np.uint64)
-    return table
-
-
-@compiled_for_all
-def _joined(sums: U64, over: U64) -> np.uint64:  # pragma: no cover
-    """Compute the CRC-32C of rows that follow one another from the registers of each, from 0 on."""
-    ones, byte = np.uint64(_ALL_ONES), np.uint64(255)
-    register = ones
-    for own in sums:
-        register = (
-            own
-            ^ over[0, register & byte]
-            ^ over[1, register >> np.uint64(8) & byte]
-            ^ over[2, register >> np.uint64(16) & byte]
-            ^ over[3, register >> np.uint64(24) & byte]
-        )
-    return register ^ ones
 
 
 @compiled_for_all
@@ -230,19 +143,19 @@ def _multiply_files(
     columns, is_right = lefts.shape[1], True
     size, sums = _BYTES * step * columns, np.empty(step, np.uint64)
     for chunk in range(len(folders)):
-        place = mapped(folders[chunk], name, size + TAIL)
+        place, file = mapped(folders[chunk], name, size + TAIL)
         if place == 0:
             return False
         rows = _numba.carray(pointer(place), (step, columns), np.uint16)
-        words = _numba.carray(pointer(place), (step, _BYTES * columns // _WORD), np.uint64)
+        words = _numba.carray(pointer(place), (step, _BYTES * columns // WORD), np.uint64)
         part = out[:, chunk * step : (chunk + 1) * step]
         if len(lefts) == 1:
             _multiply_one(part[0], sums, lefts[0], rows, words)
         else:
             _multiply(part, sums, lefts, rows, words)
-        checksum = np.int64(_joined(sums, over))
+        checksum = np.int64(joined(sums, over))
         is_right = checksum == _stored(place + size) and committed[chunk] in (-1, checksum)
-        unmapped(place, size + TAIL)
+        unmapped(place, size + TAIL, file)
         if not is_right:
             break
     return is_right

@@ -85,10 +85,13 @@ def four_targets(out: F32, lefts: F32, rows: NDArray[np.uint16]) -> None:  # pra
         out[0, i], out[1, i], out[2, i], out[3, i] = a, b, c, d
 
 
-def widened(rows: NDArray[np.float16]) -> F32:
-    """Return float16 rows (n, k) as float32, equal to the bit to what NumPy gives."""
-    out = np.empty(rows.shape, dtype=np.float32)
-    _widen(out, _bits(rows))
+def widened(rows: NDArray[Any], out: F32 | None = None) -> F32:
+    """Return rows (n, k) of any floats as float32, in ``out`` if given: to the bit as by NumPy."""
+    out = np.empty(rows.shape, dtype=np.float32) if out is None else out
+    if rows.dtype == np.float16 and has_instructions():
+        _widen(out, _bits(rows))
+    else:
+        out[...] = rows
     return out
 
 

@@ -308,7 +308,10 @@ def _spread_rows(column: StoredColumn) -> F32:
     rows = column.shape[0]
     starts = np.unique(np.linspace(0, max(0, rows - _PLACE_ROWS), _PLACES).astype(int))
     some = [column.read(start, min(start + _PLACE_ROWS, rows)) for start in starts.tolist()]
-    return _finite(np.concatenate(some))
+    wide = np.concatenate(some).astype(np.float32)
+    # Rows that were bad when they were written are NaN.
+    wide[~np.isfinite(wide).all(axis=1)] = 0
+    return wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,7 +347,7 @@ class _EncodePass(Pass[None, None]):
         parts = zip(*self._codes(low, high), strict=True)
         for array, one in zip(self.arrays[1:], parts, strict=True):
             first = (low, 0)[: len(array.shape)]
-            array.write(self.column.location, self.path, np.concatenate(one), first)
+            array.write_unflushed(self.column.location, self.path, np.concatenate(one), first)
 
     def _codes(self, low: int, high: int) -> Iterator[tuple[NDArray[Any], ...]]:
         """Yield levels, shares, checksums and steps of a chunk's rows, a tile at a time."""
@@ -353,23 +356,5 @@ class _EncodePass(Pass[None, None]):
             stored = replace(self.column, scale=None).read(*place)
             checksums = row_checksums(stored)
             rows = stored if self.column.scale is None else self.column.read(*place)
-            levels, shares, steps = self.coder.codes(_finite(rows))
+            levels, shares, steps = self.coder.codes(rows)
             yield levels, shares, checksums, steps
-
-
-def _finite(rows: NDArray[Any]) -> F32:
-    """Return rows as float32, with zeros for those that were bad when they were written: all NaN."""
-    wide = _widened(rows)
-    with np.errstate(over="ignore", invalid="ignore"):
-        # A finite sum says so of all its terms, and nearly all rows have one: the others are looked at.
-        others = np.flatnonzero(~np.isfinite(np.add.reduce(wide, axis=1)))
-    wide[others[~np.isfinite(wide[others]).all(axis=1)]] = 0
-    return wide
-
-
-def _widened(rows: NDArray[Any]) -> F32:
-    from trakstore.passes.half_precision import has_instructions, widened
-
-    if rows.dtype == np.float16 and has_instructions():
-        return widened(rows)
-    return np.array(rows, dtype=np.float32)

@@ -10,6 +10,7 @@ the codes: they serve all kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.machine_code import compiled
+from trakstore.machine_code import compiled, compiled_for_all
+from trakstore.passes.half_precision import widened
 from trakstore.passes.sent import Sent
 from trakstore.scores.level_products import level_products
 from trakstore.storage.tables.index_documents import code_bytes, direction_count
@@ -29,7 +31,7 @@ _MOST_STEPS = 2**15 - 1  # that a share has
 _PARTS = 64  # of a row, which are mixed with one another
 _ROUNDS = 3  # of the power method, from random directions on
 _TINY = float(np.finfo(np.float32).tiny)
-_PIECE = 512  # rows that are coded at once: they stay in a cache
+_PIECE = 128  # rows that are coded at once: they stay in a cache
 
 
 class Codes(NamedTuple):
@@ -68,53 +70,72 @@ def need_compiler() -> None:
 def _mix(rows: F32, signs: F32, parts: int) -> None:  # pragma: no cover
     """Turn rows, in place, by signs and by butterflies of equal parts: an orthogonal map."""
     dim = rows.shape[1]
-    width = dim // parts
-    span = width * parts
-    norm = np.float32(1 / np.sqrt(parts))
+    span = dim // parts * parts
     for i in range(rows.shape[0]):
-        row = rows[i]
+        _mix_parts(rows[i, :span], signs[:span], parts)
         # The columns behind the equal parts are in those of a second round, from the end. Without signs
         # of its own it would undo the first.
-        for first in range(0, dim - span + 1, max(1, dim - span)):
-            for j in range(first, first + span):
-                row[j] *= norm * signs[j]
-            half = width
-            while half < span:
-                for low in range(first, first + span, 2 * half):
-                    one, other = row[low : low + half], row[low + half : low + 2 * half]
-                    for j in range(half):
-                        a, b = one[j], other[j]
-                        one[j], other[j] = a + b, a - b
-                half *= 2
+        if span < dim:
+            _mix_parts(rows[i, dim - span :], signs[dim - span :], parts)
 
 
+# A function of its own, for which the compiler finds vector instructions.
 @compiled
+def _mix_parts(row: F32, signs: F32, parts: int) -> None:  # pragma: no cover
+    span, half, norm = len(row), len(row) // parts, np.float32(1 / np.sqrt(parts))
+    for j in range(span):
+        row[j] *= norm * signs[j]
+    while half < span:
+        for low in range(0, span, 2 * half):
+            one, other = row[low : low + half], row[low + half : low + 2 * half]
+            for j in range(half):
+                a, b = one[j], other[j]
+                one[j], other[j] = a + b, a - b
+        half *= 2
+
+
+@compiled_for_all
 def _round(
     levels: NDArray[np.uint8], shares: NDArray[np.int16], steps: F32, rows: F32, apart: F32
 ) -> None:  # pragma: no cover
-    """Find the step of each row, and round its columns and its shares."""
-    dim, half = rows.shape[1], levels.shape[1]
+    """Find the step of each row, NaN for one that is not finite, and round its columns and shares."""
     for i in range(rows.shape[0]):
-        squares, most = np.float64(0), np.float32(0)
-        for j in range(dim):
-            squares += np.float64(rows[i, j]) ** 2
-        for j in range(apart.shape[1]):
-            most = max(most, abs(apart[i, j]))
-        # Of a row that is all in the directions apart, the shares must fit.
-        step = max(np.float32(_STEP * np.sqrt(squares / dim)), most / np.float32(_MOST_STEPS))
+        steps[i] = _step_of(rows[i], apart[i])
         # Steps of denormal numbers have no inverse.
-        inverse = np.float32(1) / step if step > np.float32(1e-37) else np.float32(0)
-        steps[i] = step if inverse > 0 else np.float32(0)
+        inverse = np.float32(1) / steps[i] if steps[i] > np.float32(1e-37) else np.float32(0)
+        if inverse == 0 and not np.isnan(steps[i]):
+            steps[i] = 0
         for j in range(apart.shape[1]):
             shares[i, j] = np.int16(np.rint(apart[i, j] * inverse))
-        # Level v is of what lies between v - 8 and v - 7 steps.
-        for j in range(min(half, dim)):
-            low = min(max(rows[i, j] * inverse + np.float32(8), np.float32(0)), np.float32(15))
-            levels[i, j] = np.uint8(np.int32(low))
-        for j in range(dim - half):
-            high = rows[i, half + j] * inverse + np.float32(8)
-            high = min(max(high, np.float32(0)), np.float32(15))
-            levels[i, j] |= np.uint8(np.int32(high) << np.int32(4))
+        _round_row(levels[i], rows[i], inverse)
+
+
+@compiled_for_all
+def _step_of(row: F32, apart: F32) -> np.float32:  # pragma: no cover
+    squares, most = np.float64(0), np.float32(0)
+    for j in range(len(row)):
+        squares += np.float64(row[j]) ** 2
+    for j in range(len(apart)):
+        most = max(most, abs(apart[j]))
+    if not np.isfinite(squares):
+        return np.float32(np.nan)
+    # Of a row that is all in the directions apart, the shares must fit.
+    return max(np.float32(_STEP * np.sqrt(squares / len(row))), most / np.float32(_MOST_STEPS))
+
+
+@compiled_for_all
+def _round_row(
+    levels: NDArray[np.uint8], row: F32, inverse: np.float32
+) -> None:  # pragma: no cover
+    half = len(levels)
+    low, high = row[:half], row[half:]
+    # Level v is of what lies between v - 8 and v - 7 steps.
+    for j in range(len(low)):
+        level = min(max(low[j] * inverse + np.float32(8), np.float32(0)), np.float32(15))
+        levels[j] = np.uint8(np.int32(level))
+    for j in range(len(high)):
+        level = min(max(high[j] * inverse + np.float32(8), np.float32(0)), np.float32(15))
+        levels[j] |= np.uint8(np.int32(level) << np.int32(4))
 
 
 @compiled
@@ -186,21 +207,29 @@ class Coder(Sent):
             directions = np.linalg.qr(rows.T @ (rows @ directions))[0]
         return np.ascontiguousarray(directions.T)
 
-    def codes(self, rows: F32) -> Codes:
-        """Return the codes of finite rows (n, k)."""
+    def codes(self, rows: NDArray[Any]) -> Codes:
+        """Return the codes of rows (n, k) of any floats; one that is not finite counts as zeros."""
         count, (r, dim) = len(rows), self.directions.shape
         levels = np.zeros((count, code_bytes(dim)), np.uint8)
         codes = Codes(levels, np.empty((count, r), np.int16), np.empty(count, np.float32))
-        rest = np.empty((min(_PIECE, count), dim), np.float32)
+        piece, rest = np.empty((2, min(_PIECE, count), dim), np.float32)
         for low in range(0, count, _PIECE):
-            piece = rows[low : low + _PIECE]
-            own = rest[: len(piece)]
-            apart = piece @ self.directions.T
-            np.matmul(apart, self.directions, out=own)
-            np.subtract(piece, own, out=own)
-            _mix(own, self.signs, _parts(dim))
-            _round(*codes.rows(low, low + _PIECE), own, apart)
+            some = rows[low : low + _PIECE]
+            own, made = widened(some, piece[: len(some)]), codes.rows(low, low + _PIECE)
+            self._code(made, own, rest[: len(some)])
+            bad = ~np.isfinite(made.steps)
+            if bad.any():
+                own[bad] = 0
+                self._code(made, own, rest[: len(some)])
         return codes
+
+    def _code(self, codes: Codes, rows: F32, rest: F32) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = rows @ self.directions.T
+            np.matmul(apart, self.directions, out=rest)
+            np.subtract(rows, rest, out=rest)
+        _mix(rest, self.signs, _parts(rest.shape[1]))
+        _round(*codes, rest, apart)
 
     def target(self, left: F32) -> CodedTarget:
         """Return a left factor (k,) for :func:`estimates`."""
@@ -214,11 +243,12 @@ class Coder(Sent):
         return CodedTarget(apart, numbers, np.float32(unit), np.float32(middle))
 
 
-def estimates(out: F32, codes: Codes, target: CodedTarget) -> None:
-    """Write estimates of the products of a target with coded rows, shape (n,)."""
-    products = np.empty(len(out), np.int32)
-    level_products(products, codes.levels, target.numbers)
-    _sum_up(out, codes, products, target)
+def estimates(out: F32, codes: Codes, targets: Sequence[CodedTarget]) -> None:
+    """Write estimates of the products of m targets with n coded rows, shape (m, n)."""
+    products = np.empty(out.shape, np.int32)
+    level_products(products, codes.levels, np.stack([one.numbers for one in targets]))
+    for own, product, target in zip(out, products, targets, strict=True):
+        _sum_up(own, codes, product, target)
 
 
 def _parts(dim: int) -> int:

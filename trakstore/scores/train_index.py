@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from trakstore.passes.scheduler import one_blas_thread, task_slots
 from trakstore.planning import fit_slots, ranges
 from trakstore.scores.factored import Scores
 from trakstore.scores.index_rows import IndexedRows, indexed_rows
+from trakstore.scores.level_products import AT_ONCE
 from trakstore.scores.needed import need_scores
 from trakstore.scores.parts import F32, Window
 from trakstore.scores.row_codes import Coder, Codes, estimates, need_compiler
@@ -89,15 +89,15 @@ class EpochIndex:
         coder = Coder.of(read["direction"], document.seed)
         return cls(document, rows.path, coder, codes, read["checksum"])
 
-    def estimate(self, out: F32, left: F32) -> None:
-        """Write estimates of the products of a left factor (k,) with all rows, shape (n,)."""
-        target = self.coder.target(left)
+    def estimate(self, out: F32, lefts: F32) -> None:
+        """Write estimates of the products of left factors (m, k) with all rows, shape (m, n)."""
+        targets = [self.coder.target(left) for left in lefts]
 
         def scan(low: int, high: int) -> None:
-            estimates(out[low:high], self.codes.rows(low, high), target)
+            estimates(out[:, low:high], self.codes.rows(low, high), targets)
 
         with ThreadPoolExecutor(task_slots()) as pool:
-            list(pool.map(lambda one: scan(*one), ranges(len(out), _SCAN_ROWS)))
+            list(pool.map(lambda one: scan(*one), ranges(out.shape[1], _SCAN_ROWS)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,23 +135,28 @@ class TrainIndex:
         """Bytes of its codes and checksums."""
         return sum(a.nbytes for one in self.parts for a in (*one.codes, one.checksums))
 
-    def candidates(self, scores: Scores, window: Window, at: int, count: int, order: Order) -> Any:
-        """Find columns of the scores that come first for one target of a window, ascending."""
-        columns = scores.shape[1]
-        total, estimate = np.zeros(columns, np.float32), np.empty(self.rows, np.float32)
+    def candidates(
+        self, scores: Scores, window: Window, count: int, order: Order
+    ) -> list[NDArray[np.int64]]:
+        """Find the columns of the scores that come first for each target of a window, ascending."""
+        columns, targets = scores.shape[1], len(window.lefts[0])
+        total = np.zeros((targets, columns), np.float32)
+        estimate = np.empty((targets, self.rows), np.float32)
         positions = self.positions(scores)
         # Tiny gradients make tiny targets, whose products would vanish in float32. A power of two
         # changes no other bit, and one for all epochs leaves the ranking of their sum as it is.
-        most = max(float(np.abs(left[at]).max(initial=0)) for left in window.lefts)
-        exponent = -math.frexp(most)[1]
+        most = np.max([np.abs(left).max(axis=1, initial=0) for left in window.lefts], axis=0)
+        exponents = -np.frexp(most)[1][:, None]
         for part, left, scale in zip(self.parts, window.lefts, window.scales, strict=True):
-            part.estimate(estimate, np.ldexp(left[at], exponent))
-            own = estimate[:columns] if positions is None else estimate[positions]
-            total += own if scale is None else own * self._whole(scale)
+            part.estimate(estimate, np.ldexp(left, exponents))
+            column = None if scale is None else self._whole(scale)
+            for own, every in zip(total, estimate, strict=True):
+                taken = every[:columns] if positions is None else every[positions]
+                own += taken if column is None else taken * column
         if window.scale is not None:
             total *= self._whole(window.scale)
-        near = np.argpartition(keys(total, order), columns - count)[columns - count :]
-        return np.sort(near)
+        first = columns - count
+        return [np.sort(np.argpartition(keys(own, order), first)[first:]) for own in total]
 
     def positions(self, scores: Scores) -> NDArray[np.int64] | None:
         """Return the stored position of each column of the scores; None where they are its number."""
@@ -205,10 +210,11 @@ class TrainIndex:
     ) -> Lists:
         """Return the lists of a window of targets whose first is ``first`` among all."""
         made = []
-        for at in range(len(window.lefts[0])):
-            near = self.candidates(scores, window, at, count, order)
-            score, columns = self.rescored(scores, window, at, near, first)
-            made.append(first_of(Lists(keys(score, order), score, columns[None]), k))
+        for low, high in ranges(len(window.lefts[0]), AT_ONCE):
+            some = self.candidates(scores, window.of_targets(low, high), count, order)
+            for at, near in enumerate(some, low):
+                score, columns = self.rescored(scores, window, at, near, first)
+                made.append(first_of(Lists(keys(score, order), score, columns[None]), k))
         return Lists.joined(made)
 
 
@@ -218,7 +224,7 @@ def need_index_memory(
     """Raise a :class:`MemoryLimitError` where the arrays of the indexes do not fit in memory."""
     every = [one for _, arrays in each for one in arrays]
     sizes = sum(one.chunk_count * one.form.size for one in every)
-    # The chunks of an array that are on their way, and the estimates and scales of one target.
+    # The chunks of an array that are on their way; the estimates of a few targets, and scales.
     ahead = max(min(READ_AT_ONCE, one.chunk_count) * one.form.size for one in every)
     fixed = ahead + 64 * each[0][0].rows
     fit_slots(1, 1, fixed, sizes, limit, "the index in memory")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError, LocationError, TrakStoreError, error_context
-from trakstore.planning import ranges
+from trakstore.planning import ranges, span_of
 from trakstore.quantities import is_whole, shown
 from trakstore.spec import SplitSpec
 from trakstore.storage import layout
@@ -143,7 +143,7 @@ class StoredColumn:
         taken: Any
         if isinstance(first, slice):
             wanted = range(*first.indices(self.shape[0]))
-            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+            low, high = span_of(wanted)
             taken = slice(None, None, wanted.step)
         elif not is_whole(first):
             raise TrakStoreError(

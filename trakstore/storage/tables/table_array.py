@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import DamagedError, LocationError, error_context
+from trakstore.planning import span_of
 from trakstore.quantities import is_whole, shown
 from trakstore.storage import layout
 from trakstore.storage.backends.chunks import TAIL, grid, intact
@@ -79,7 +80,7 @@ class TableArray:
             if isinstance(one, slice):
                 wanted = range(size)[one]
                 # The rows between the steps are read too, and left out afterwards.
-                low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+                low, high = span_of(wanted)
                 within.append(slice(None, None, wanted.step))
             elif is_whole(one) and -size <= int(one) < size:
                 low = int(one) % size
