@@ -336,6 +336,7 @@ ORDER: dict[str, list[str]] = {
         "watch",
         "model_settings",
         "first_samples",
+        "probed_rows",
         "added_samples",
         "task",
         "worker",

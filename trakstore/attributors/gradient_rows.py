@@ -1,4 +1,4 @@
-"""Loss gradients of a split's samples, computed anew for each pass over them and never stored."""
+"""Loss gradients of a split's samples, computed for each pass over them and never stored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trakstore.storage.split import Split
 
 @dataclass(frozen=True)
 class GradientRows:
-    """Gradients of the loss, scaled as the store's are, and not projected.
+    """Gradients of the loss, scaled as in the store, and not projected.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class GradientRows:
     reader : BatchReader
         Reader of the rows of the whole split, of which a tile is read at once.
     rows : ndarray of int64
-        Positions of the rows that are taken.
+        Positions of the rows that are used.
     labels : LabelDraws or None
         Labels that are drawn once and kept, so that all passes are over the same rows, whose losses are
         scaled as those of the stored split are.
@@ -57,7 +57,7 @@ class GradientRows:
     def of(
         cls, job: Job, spec: StoreSpec, split: Split, rows: NDArray[np.int64], device: torch.device
     ) -> GradientRows:
-        """Prepare some rows of a stored split; the model has the weights of its epoch.
+        """Prepare some rows of a stored split; the model must have the weights of its epoch.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class GradientRows:
         return made
 
     def tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield rows in order, each with its place: float32, shape (rows of a tile, parameters).
+        """Yield rows in order, each tile with its first row: float32, shape (rows, parameters).
 
         Raises
         ------

@@ -38,7 +38,7 @@ from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.reading import read_sample
 from trakstore.quantities import as_mask, as_whole
 
-# The docs have a page of this module, which shows these names.
+# The docs have a page about this module, which shows these names.
 __all__ = ["SubsetTrainer"]
 
 log = logging.getLogger("trakstore")
@@ -48,29 +48,29 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 @dataclass(frozen=True)
 class SubsetTrainer:
-    """Trainer of a small model, anew on each of several subsets; data and models are held in memory.
+    """Trainer of a small model from scratch on each of several subsets; all is held in memory.
 
     Models of one subset size are trained together, as one: their parameters and buffers are stacked
-    (``torch.func``), and an optimiser that works element by element, as SGD and Adam do, does for
-    each what it would do alone. Where ``vmap`` has no rule for the model, or modules hold tensors or
-    numbers beside parameters and buffers that differ or change, one is trained after the other, with
-    one line in the log. What a model becomes depends on its subset and seed, not on those beside it,
-    but for rounding and for dropout.
+    (``torch.func``), and an optimiser that works element by element, such as SGD or Adam, does for each
+    what it would do alone. If ``vmap`` has no rule for the model, or modules hold tensors or numbers
+    beside parameters and buffers that differ or change, models are trained one after the other, with a
+    line in the log. A model depends on its subset and seed, not on those beside it, except for rounding
+    and dropout.
 
     Attributes
     ----------
     make_model : callable
-        Makes the model with new weights from torch's generator, which is seeded before.
+        Makes the model with new weights from torch's generator, which is seeded before the call.
     train, targets : dataset
-        Samples as a ``DataLoader`` takes them, with n and m of them.
+        Samples as a ``DataLoader`` takes them: n train samples and m targets.
     output : str or ModelOutput
-        Output for the targets; its loss is what is trained.
+        Output for the targets; its loss is minimised.
     epochs, batch_size : int
-        The last, short batch of an epoch is a step too.
+        Epochs, and samples of a batch; the last, shorter batch of an epoch is also a step.
     optimizer : callable
-        Makes an optimiser of a list of parameters; SGD of rate 0.1 and momentum 0.9 by default.
+        Makes an optimiser from a list of parameters; by default SGD with rate 0.1 and momentum 0.9.
     schedule : callable, optional
-        Makes a learning rate scheduler of an optimiser and the number of steps; it steps with each
+        Makes a learning rate scheduler from an optimiser and the number of steps; it steps after each
         batch.
 
     Examples
