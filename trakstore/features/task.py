@@ -79,6 +79,8 @@ class SplitTask:
     sharding: Sharding = WHOLE
     prepared: Preparation = field(default_factory=Preparation)
     background: OneBehind = field(default_factory=OneBehind)
+    # What was added behind the rows of a split that was complete, before the first block.
+    added: Featurized = field(default_factory=lambda: Featurized(0, 0, 0.0))
     rows_written: int = 0
     rows_twice: int = 0  # of those, committed by another worker since they were begun
     spent: Spent = field(default_factory=Spent)
@@ -163,9 +165,12 @@ class SplitTask:
                 # The spec names the factors: they are there before it.
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
+            added = Featurized(0, 0, 0.0)
             if job.append:
-                append_samples(opened, epoch, split, wanted, rows, samples, blame)
+                clock.lap("store")
+                added = append_samples(opened, epoch, split, wanted, rows, samples, blame)
                 watch.check(surely=True)
+                clock.leave_out()
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
                 # Rows of a block are compared at its end, while the first of the next one are read.
@@ -173,6 +178,7 @@ class SplitTask:
                 given.held = max(given.held, -(-held // samples.each))
             clock.lap("store")
             task = cls(rows, BlockWriter(made), watch, blame, sharding, clock.measured)
+            task.added = added
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
