@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from features.models import Samples, mlp, seeded
+from features.padded_texts import Pad, Placed, Texts
 from features.whole_models import Language
 
 import trakstore as ts
@@ -207,3 +208,19 @@ def test_what_does_not_fit_is_refused(whole: Any, tmp_path: Path) -> None:
     plain = stored(made(sampled=0), tmp_path / "plain.zarr")
     with pytest.raises(NotFoundError, match="sampled"):
         unprojected_scores(job, plain)
+
+
+def test_gradients_are_of_samples_as_they_are_without_padding(tmp_path: Path) -> None:
+    scores = []
+    for name, collate in (("none", Pad("left")), ("given", Pad("left", places=True))):
+        job = Job(
+            Placed(),
+            {"train": Texts(range(3, 24, 4), rows=24), "test": Texts([1], rows=3)},
+            projector=ts.ProjectionSpec("sjlt", dim=16),
+            output="causal_lm",
+            sampled=1,
+            collate=collate,
+            batch_size=6,
+        )
+        scores.append(np.asarray(unprojected_scores(job, stored(job, tmp_path / name), damping=C)))
+    assert apart(scores[0], scores[1]) < 1e-3

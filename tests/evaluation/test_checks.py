@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from features.padded_texts import ROWS as TEXTS
+from features.padded_texts import Pad, Placed, Texts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -400,3 +402,17 @@ def test_dropped_rows_and_those_of_lower_precision_are_not_computed_again(tmp_pa
     found = list(check_setup(half, stored(half, tmp_path / "half")))
     told = [one for one in found if (one.name, one.of) == ("rows computed again", "train~sampled")]
     assert [one.verdict for one in told] == ["warn"]
+
+
+def test_rows_of_samples_that_padding_changes_are_compared_alone(tmp_path: Path) -> None:
+    job = Job(
+        Placed(),
+        {"train": Texts(range(3, TEXTS, 4))},
+        projector=ts.ProjectionSpec("sjlt", dim=64),
+        output="causal_lm",
+        collate=Pad("left"),
+        batch_size=8,
+        sampled=1,
+    )
+    found = verdicts(job, stored(job, tmp_path))
+    assert found["fail"] == [] and found["pass"].count("rows computed again") == 2

@@ -280,7 +280,7 @@ def test_free_memory_suggests_how_many(tmp_path: Path, monkeypatch: pytest.Monke
     )
     featurize(mlp(), Samples(32), tmp_path / "s.zarr", **OPTIONS)
     rows = found[0]
-    one, two = rows._peaks(rows.pick(np.arange(2)))
+    one, two = rows._peaks(rows.reader.together(np.arange(2)))
     assert rows.fitting(one + 4 * (two - one)).at_once == 5
     assert rows.fitting(10**12).at_once == rows.at_once == 16
     assert rows.fitting(1).at_once == 1

@@ -12,6 +12,7 @@ import reference_projection as reference
 import torch
 import torch.distributed.checkpoint as dcp
 from features.models import ConvNet, Recurrent, Samples, mlp, seeded
+from features.padded_texts import Pad, Placed, Texts
 from features.whole_models import Language, hugging_face
 from torch import nn
 
@@ -28,7 +29,7 @@ from trakstore.features import Job, featurize, featurize_job, task
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import peak_bytes
 from trakstore.features.optimizer_moments import adam_moments, optimizer_file
-from trakstore.features.outputs import CrossEntropy
+from trakstore.features.outputs import CrossEntropy, as_output
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.sampled_moments import sampled_moments
 from trakstore.features.second_moments import factored, scale_factors
@@ -215,6 +216,19 @@ def test_moments_are_estimated_from_as_many_samples_at_once_as_memory_suffices_f
     model = Sized(mlp(), most)
     assert_alike(moments_of(model), moments_of(Sized(mlp(), 8)))
     assert max(model.asked) == {8: 8, 3: 2, 2: 2}[most]
+
+
+def test_moments_are_of_samples_as_they_are_without_padding() -> None:
+    moments = []
+    # The places of tokens are the same in both, by the model or by the collator; the texts' order is
+    # such that signs are shared by the same ones.
+    for collate in (Pad("left"), Pad("left", places=True)):
+        job = Job(Placed(), {"train": Texts(range(3, 96, 4))}, output="causal_lm", collate=collate)
+        output = as_output("causal_lm")
+        moments.append(sampled_moments(job, output, "train", torch.device("cpu")))
+    for name, (rows, columns) in moments[1].items():
+        torch.testing.assert_close(moments[0][name].rows, rows, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(moments[0][name].columns, columns, rtol=1e-4, atol=1e-9)
 
 
 def test_moments_that_no_memory_suffices_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

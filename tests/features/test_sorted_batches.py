@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import trakstore as ts
 from trakstore.features import CausalLM, featurize
+from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
 from trakstore.features.block_rows import RowComputer
 from trakstore.features.draws import Repeated
@@ -246,10 +247,10 @@ def test_memory_that_does_not_suffice_is_shared_by_length(
 def test_rows_of_one_sample_stay_in_one_batch() -> None:
     """Of a sample whose labels are drawn several times, one forward pass serves all draws."""
     batches = Batches(Repeated(Texts(lengths()), 3), torch.device("cpu"), Padding())
-    parts = batches.several(30, 150, 12, by_length=True, each=3)
-    assert sorted(np.concatenate([rows for rows, _ in parts]).tolist()) == list(range(30, 150))
-    for rows, batch in parts:
+    parts = BatchReader(batches, 12, by_length=True, each=3).read((30, 150))
+    assert sorted(np.concatenate([one.rows for one in parts]).tolist()) == list(range(30, 150))
+    for rows, _, batch in parts:
         assert len(rows) <= 12 and len(batch["input_ids"]) == len(rows)
         assert (rows.reshape(-1, 3) - rows[::3, None] == np.arange(3)).all()
         assert (rows[::3] % 3 == 0).all()
-    assert padding([batch["attention_mask"] for _, batch in parts]) < 0.1
+    assert padding([one.batch["attention_mask"] for one in parts]) < 0.1

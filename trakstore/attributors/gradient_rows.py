@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Subset
 
 from trakstore.errors import NumericsError, SpecMismatchError
+from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
 from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.job import Job
+from trakstore.features.padded_rows import try_padding
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import stored_scale
@@ -34,24 +36,21 @@ class GradientRows:
     ----------
     engine : FactorisedEngine
         Its projector is the identity.
-    batches : Batches
-        Reader of the rows of the whole split.
+    reader : BatchReader
+        Reader of the rows of the whole split, of which a tile is read at once.
     rows : ndarray of int64
         Positions of the rows that are taken.
     labels : LabelDraws or None
         Labels that are drawn once and kept, so that all passes are over the same rows, whose losses are
         scaled as those of the stored split are.
-    at_once : int
-        Rows of one tile.
     where : str
         Name of the split, for messages.
     """
 
     engine: FactorisedEngine
-    batches: Batches
+    reader: BatchReader
     rows: NDArray[np.int64]
     labels: LabelDraws | None
-    at_once: int
     where: str
 
     @classmethod
@@ -80,13 +79,19 @@ class GradientRows:
         projector = projector if scale is None else scale.scaled(projector)
         engine = FactorisedEngine(job.model, output, selected, projector)
         batches = Batches.of(job.model, output, samples.dataset, device, job.collate)
+        reader = BatchReader(batches, job.batch_size)
         labels = samples.labels(job.model, output)
         if labels is not None:
             # The store's rows begin the solution, and give λ. Where an earlier version left them as
             # they are, scaled ones would be of another kernel.
             labels = replace(labels, loss_scale=split.spec.loss_scale)
         where = f"{split.name} at epoch {split.epoch}"
-        return cls(engine, batches, rows, labels, job.batch_size, where)
+        made = cls(engine, reader, rows, labels, where)
+        tiles = [rows[start:stop] for start, stop in made._pieces]
+        try_padding(reader, tiles, engine, made._labelled, where)
+        if labels is not None:
+            labels.forget(job.batch_size)  # drawn anew, if from what a padded sample predicts
+        return made
 
     def tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows in order, each with its place: float32, shape (rows of a tile, parameters).
@@ -96,20 +101,30 @@ class GradientRows:
         NumericsError
             When a gradient is not finite.
         """
-        for start, stop in ranges(len(self.rows), self.at_once):
+        for start, stop in self._pieces:
             rows = self.rows[start:stop]
-            own = replace(self.batches, dataset=Subset(self.batches.dataset, rows.tolist()))
-            batch = own.read(0, len(rows))
-            if self.labels is None:
-                features, outputs = self.engine.rows(batch)
-            else:
-                batch = self.labels.labelled(rows, batch)
-                features, outputs = self.labels.scaled(batch, self.engine.rows(batch))
-            # A loss gradient is −q times that of the output. Both sides of a score have the sign.
-            gradients = features * outputs.out_to_loss.detach().to(features)[:, None]
+            parts = self.reader.picked(rows)
+            gradients = torch.cat([self._gradients(one.rows, one.batch) for one in parts])
             if not bool(gradients.isfinite().all()):
                 raise NumericsError(f"{self.where}: gradients of rows {rows[0]}.. are not finite")
-            yield slice(start, stop), gradients.detach()
+            if len(parts) > 1:
+                read = np.concatenate([one.rows for one in parts])
+                gradients = gradients[torch.from_numpy(read.argsort()[rows.argsort().argsort()])]
+            yield slice(start, stop), gradients
+
+    @property
+    def _pieces(self) -> list[tuple[int, int]]:
+        return list(ranges(len(self.rows), self.reader.size))
+
+    def _gradients(self, rows: NDArray[np.int64], batch: Any) -> Tensor:
+        batch = self._labelled(rows, batch)
+        own = self.engine.rows(batch)
+        features, outputs = own if self.labels is None else self.labels.scaled(batch, own)
+        # A loss gradient is −q times that of the output. Both sides of a score have the sign.
+        return (features * outputs.out_to_loss.to(features)[:, None]).detach()
+
+    def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
+        return batch if self.labels is None else self.labels.labelled(rows, batch)
 
     def matrix(self) -> Tensor:
         """Compute all rows at once, shape (rows, parameters)."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
-from trakstore.evaluation.model_checks import Probe, check_data, check_model
+from trakstore.evaluation.model_checks import check_data, check_model, features_as_stored
 from trakstore.evaluation.store_checks import check_kernel, check_rows
 from trakstore.evaluation.verdicts import Check, pass_if
 from trakstore.features.blockcheck import checked_rows
@@ -274,11 +274,8 @@ def _again(
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
         own = replace(job, parameters=patterns)
-        if samples is None:
-            probe = Probe.of(own, split.name, rows)
-        else:
-            probe = Probe.of_samples(own, samples, rows)
-        wanted = probe.features_as_stored(split, spec).numpy()
+        given = SplitSamples.of(own, split.name) if samples is None else samples
+        wanted = features_as_stored(own, given, rows, split, spec).numpy()
     apart = _apart(split, rows, wanted)
     if isinstance(samples, SplitSamples) and len(rows) > 2:
         # One label may be drawn otherwise, where rounding decides: the worst row does not count.

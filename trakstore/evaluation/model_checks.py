@@ -53,13 +53,6 @@ class Probe:
             rows = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int)).tolist()
         return cls(job, _read(job, dataset, rows))
 
-    @classmethod
-    def of_samples(cls, job: Job, samples: SplitSamples | TokenSamples, rows: list[int]) -> Probe:
-        """Take some rows of a split: of tokens, or with labels drawn from the model once more."""
-        batch = _read(job, samples.dataset, rows)
-        labels = samples.labels(job.model, as_output(job.output))
-        return cls(job, batch if labels is None else labels.labelled(np.array(rows), batch))
-
     @property
     def size(self) -> int:
         return len(tree.tree_leaves(self.batch)[0])
@@ -77,22 +70,49 @@ class Probe:
         rows = engine.generic_rows if generic else engine.rows
         return rows(self.batch).features.double()
 
-    def features_alone(self, spec: ProjectionSpec) -> Tensor:
-        """Compute the same by an ordinary backward pass of each sample alone; float32."""
-        engine = self._engine(spec)
-        return features_alone(engine.samples(self.batch), engine.projector)
-
-    def features_as_stored(self, split: Split, spec: StoreSpec) -> Tensor:
-        """Compute by such passes what a split of this epoch holds of the samples; float32."""
-        engine = self._engine(spec.projection.at(split.epoch))
-        projector, scale = engine.projector, stored_scale(split.location, spec)
-        own = projector if scale is None else scale.scaled(projector)
-        return features_alone(engine.samples(self.batch), own)
-
     def _engine(self, spec: ProjectionSpec) -> FactorisedEngine:
-        selected = select_parameters(self.job.model, self.job.parameters)
-        projector = make_projector(spec, parameter_spec(selected, self.job.parameters))
-        return FactorisedEngine(self.job.model, as_output(self.job.output), selected, projector)
+        return _engine(self.job, spec)
+
+
+def features_as_stored(
+    job: Job, samples: SplitSamples | TokenSamples, rows: list[int], split: Split, spec: StoreSpec
+) -> Tensor:
+    """Compute what a split of this epoch holds of some rows, by an ordinary pass of each sample.
+
+    Each is read by itself: padding beside others may change what the model computes.
+
+    Parameters
+    ----------
+    job : Job
+        Its model is in eval mode and has the weights of the epoch.
+    samples : SplitSamples or TokenSamples
+        Samples of the split's rows: of tokens, or with labels drawn from the model once more.
+    rows : list of int
+    split : Split
+    spec : StoreSpec
+
+    Returns
+    -------
+    Tensor, shape (len(rows), dim), float32
+    """
+    engine = _engine(job, spec.projection.at(split.epoch))
+    projector, scale = engine.projector, stored_scale(split.location, spec)
+    own = projector if scale is None else scale.scaled(projector)
+    output = as_output(job.output)
+    labels = samples.labels(job.model, output)
+    batches = Batches.of(job.model, output, samples.dataset, _CPU, job.collate)
+    features = []
+    for row in rows:
+        one = batches.read(row, row + 1)
+        one = one if labels is None else labels.labelled(np.array([row]), one)
+        features.append(features_alone(engine.samples(one), own))
+    return torch.cat(features)
+
+
+def _engine(job: Job, spec: ProjectionSpec) -> FactorisedEngine:
+    selected = select_parameters(job.model, job.parameters)
+    projector = make_projector(spec, parameter_spec(selected, job.parameters))
+    return FactorisedEngine(job.model, as_output(job.output), selected, projector)
 
 
 def _read(job: Job, dataset: Any, rows: list[int]) -> Any:

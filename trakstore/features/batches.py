@@ -25,13 +25,11 @@ from trakstore.features.sample_columns import SampleColumns
 from trakstore.features.sample_forms import forms, unlike
 from trakstore.features.sorted_batches import (
     MOST_PADDING,
-    batches_by_length,
     padded_share,
     sequence_length,
 )
 from trakstore.features.to_device import moved
 from trakstore.named import blamed_on
-from trakstore.planning import ranges
 
 __all__ = ["Batches", "Collate"]
 
@@ -39,7 +37,6 @@ log = logging.getLogger("trakstore")
 
 Collate = Callable[[list[Any]], Any]
 
-_PAIR = 2
 _FLATTENING = "DataCollatorWithFlattening"
 
 
@@ -107,7 +104,7 @@ class Batches:
         fewer = replace(whole, as_trainer=True)
         if _of_transformers(collate):
             return fewer
-        first = [whole._sample(0)]
+        first = [whole.sample(0)]
         if not isinstance(first[0], Mapping):
             return whole
         try:
@@ -128,34 +125,7 @@ class Batches:
 
     def picked(self, rows: Sequence[int]) -> Any:
         """Read the samples at some positions as a batch; see :meth:`read`."""
-        return self._made([self._sample(index) for index in rows], rows)
-
-    def several(
-        self, start: int, stop: int, size: int, *, by_length: bool, each: int = 1
-    ) -> list[tuple[NDArray[np.int64], Any]]:
-        """Read samples ``start`` to ``stop`` in batches of ``size`` at most, each with its rows.
-
-        They are in order, or sorted ``by_length``, which is to be known of each then. Two samples
-        stay one batch: by the first two an engine is checked. Of ``each`` rows one after the other that
-        are one sample, all are in one batch.
-        """
-        samples = [self._sample(index) for index in range(start, stop)]
-        parts = [np.arange(*piece) for piece in ranges(len(samples), size)]
-        if by_length and len(samples) > _PAIR:
-            each = each if start % each == len(samples) % each == 0 else 1
-            lengths = np.array([self._length(one) for one in samples[::each]])
-            own = batches_by_length(lengths, max(1, size // each))
-            parts = [(each * part[:, None] + np.arange(each)).ravel() for part in own]
-        return [
-            (start + rows, self._made([samples[i] for i in rows], (start + rows).tolist()))
-            for rows in parts
-        ]
-
-    def _length(self, sample: Any) -> int:
-        length = sequence_length(sample)
-        if length is None:
-            raise TrakStoreError("some samples have 'input_ids', others none: give them to each")
-        return length
+        return self.made([self.sample(index) for index in rows], rows)
 
     def uneven(self, rows: Sequence[int]) -> tuple[int, ...] | None:
         """Return some samples from the longest to the shortest, where to pad them as they come costs.
@@ -165,18 +135,18 @@ class Batches:
         """
         if self.collate is None:
             return None
-        samples = [self._sample(index) for index in rows]
+        samples = [self.sample(index) for index in rows]
         lengths = [sequence_length(one) for one in samples]
         if None in lengths or len(rows) < 2:
             return None
         known = np.array(lengths)
         order = np.argsort(-known, kind="stable").tolist()
-        short, long = (self._made([samples[at]], [rows[at]]) for at in (order[-1], order[0]))
+        short, long = (self.made([samples[at]], [rows[at]]) for at in (order[-1], order[0]))
         if padded_share(known) <= MOST_PADDING or _numbers(short) >= _numbers(long):
             return None
         return tuple(rows[at] for at in order)
 
-    def _made(self, samples: list[Any], rows: Sequence[int], *, in_place: bool = True) -> Any:
+    def made(self, samples: list[Any], rows: Sequence[int], *, in_place: bool = True) -> Any:
         """Make a batch of samples, which have these positions in the data set.
 
         Where a row need not be ``in_place``, a collator may give it to another sample.
@@ -213,7 +183,7 @@ class Batches:
         masks = bool(getattr(own, "mlm", False))
         rows = range(count)
         one, other = (
-            self._made([self._sample(row) for row in rows], rows, in_place=False) for _ in range(2)
+            self.made([self.sample(row) for row in rows], rows, in_place=False) for _ in range(2)
         )
         if not masks and _same(one, other):
             return
@@ -229,7 +199,8 @@ class Batches:
             f"batch of the same samples each time, so that no sample has features of its own; {remedy}"
         )
 
-    def _sample(self, index: int) -> Any:
+    def sample(self, index: int) -> Any:
+        """Read a sample of the data set, in memory of its own."""
         if self.one_reads is None:
             return read_sample(self.dataset, index, self.ids)
         with self.one_reads:
@@ -254,7 +225,7 @@ class Batches:
 
         There are none where it has lists of several lengths, of which a collator may make anything.
         """
-        sample = self._sample(row)
+        sample = self.sample(row)
         try:
             return forms(_with_tensors(sample), shapes=self.collate is None)
         except ValueError:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils import _pytree as tree
 
 from trakstore.errors import TrakStoreError
 from trakstore.features.background import ReadAhead
+from trakstore.features.batch_reader import Piece, ReadBatch
 from trakstore.features.batches import Batches
 from trakstore.features.fitness import need_pass
 from trakstore.features.gradients import cut
@@ -24,11 +23,8 @@ from trakstore.features.wording import first_line
 
 __all__ = ["CheckedBatches", "blaming_samples", "need_forms"]
 
-Piece: TypeAlias = tuple[int, int]
-Read: TypeAlias = "list[tuple[NDArray[np.int64], Any]]"
 
-
-class CheckedBatches(ReadAhead[Piece, Read]):
+class CheckedBatches(ReadAhead[Piece, list[ReadBatch]]):
     """Reader of batches, which are checked as the first samples were where they have another shape.
 
     An output may take a target of two values, or a prediction for each of two rows, where one was
@@ -47,7 +43,7 @@ class CheckedBatches(ReadAhead[Piece, Read]):
 
     def __init__(
         self,
-        read: Callable[[Piece], Read],
+        read: Callable[[Piece], list[ReadBatch]],
         batches: Batches,
         model: nn.Module,
         output: ModelOutput,
@@ -59,7 +55,7 @@ class CheckedBatches(ReadAhead[Piece, Read]):
 
     def through(
         self, items: Sequence[Piece], then: Piece | None = None
-    ) -> Iterator[tuple[Piece, Read]]:
+    ) -> Iterator[tuple[Piece, list[ReadBatch]]]:
         """See :meth:`ReadAhead.through`.
 
         Raises
@@ -68,8 +64,8 @@ class CheckedBatches(ReadAhead[Piece, Read]):
             When the output does not take samples of such a shape, with the first of them.
         """
         for item, read in super().through(items, then):
-            for rows, batch in read:
-                self._need_shape(rows.tolist(), batch)
+            for one in read:
+                self._need_shape(one.rows.tolist(), one.batch)
             yield item, read
 
     def _need_shape(self, rows: list[int], batch: Any) -> None:

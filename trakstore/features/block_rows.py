@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from trakstore.errors import MemoryLimitError, NumericsError, error_context
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
-from trakstore.features.bad_rows import BadRows, need_classes
+from trakstore.features.batch_reader import BatchReader, Piece, ReadBatch, RowOrder
 from trakstore.features.blockcheck import CheckedRows
 from trakstore.features.computed_block import ComputedBlock
 from trakstore.features.draws import LabelDraws
@@ -23,13 +23,14 @@ from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.footprint import Need, Peaks, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.padded_rows import leave_padding_out
+from trakstore.features.stored_block import Columns, StoredBlock
 from trakstore.features.to_host import gpu_done, in_order, to_host
 from trakstore.features.token_rows import TokenRows
 from trakstore.features.wording import first_line
 from trakstore.planning import ranges, window_rows
 from trakstore.spec import StoreSpec
 from trakstore.storage import layout
-from trakstore.storage.columns import stored_activations, stored_rows
 
 __all__ = ["Columns", "RowComputer"]
 
@@ -40,8 +41,6 @@ _BATCHES = 2  # used, and read ahead
 _MANY = 2**31
 _SORTED = 8  # batches of a block at least, where samples are sorted within it
 
-Piece = tuple[int, int]
-Columns = dict[str, NDArray[Any]]
 Rows = Callable[[Any], FeatureRows]
 
 
@@ -76,8 +75,8 @@ class RowComputer:
         suffice.
     need : Need or None
         Bytes that samples of other lengths need, by which more of them are computed at once, or fewer.
-    pick : callable
-        Reader of the samples at some rows, as a batch of their own.
+    reader : BatchReader
+        Reader of the samples, which ``batches`` asks, and that of rows which are compared.
     check : {"some", "all"}
         Rows of each block that are compared with ordinary backward passes: all, once one was wrong.
     labels : LabelDraws or TokenRows, optional
@@ -86,8 +85,8 @@ class RowComputer:
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
-    doubted : bool
-        Whether rows were wrong, so that some of the blocks before may be that were not compared.
+    doubted : {"", "engine", "padding"}
+        Why rows were wrong, so that some of the blocks before may be that were not compared.
     peaks : Peaks
         Bytes that samples need, as far as they were counted.
     """
@@ -95,7 +94,7 @@ class RowComputer:
     engine: FactorisedEngine
     activations: NamedActivations
     output: ModelOutput
-    batches: ReadAhead[Piece, list[tuple[NDArray[np.int64], Any]]]
+    batches: ReadAhead[Piece, list[ReadBatch]]
     ids: NDArray[Any]
     where: str
     spec: StoreSpec
@@ -105,12 +104,12 @@ class RowComputer:
     measured: tuple[int, ...]
     shortest: tuple[int, ...]
     at_once: float
-    pick: Callable[[NDArray[np.int64]], Any]
+    reader: BatchReader
     check: CheckedRows = "some"
     skip_bad_rows: bool = False
     labels: LabelDraws | TokenRows | None = None
     need: Need | None = None
-    doubted: bool = False
+    doubted: Literal["", "engine", "padding"] = ""
     peaks: Peaks = field(default_factory=Peaks)
 
     @property
@@ -139,7 +138,7 @@ class RowComputer:
         MemoryLimitError
             When not even one sample fits.
         """
-        first = self.pick(np.array(self.measured))
+        first = self.reader.together(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
         sample = tensor_bytes(cut(first, 0, 1))
@@ -161,7 +160,7 @@ class RowComputer:
 
         It is an estimate: one sample is always tried, and where it was wrong, fewer at once are.
         """
-        first = self.pick(np.array(self.measured))
+        first = self.reader.together(np.array(self.measured))
         one, two = self._peaks(first)
         each = max(1, two - one)
         most = (free - one + each) // each
@@ -174,7 +173,7 @@ class RowComputer:
         """Measure the shortest samples beside the longest; nothing where all are of like length."""
         if not self.shortest:
             return None
-        short = self.pick(np.array(self.shortest))
+        short = self.reader.together(np.array(self.shortest))
         one, two = self._peaks(short)
         size = tensor_bytes(cut(short, 0, 1))
         # Where what does not grow with the samples hides what they need, it is taken to be in
@@ -213,29 +212,31 @@ class RowComputer:
         MemoryLimitError
             When memory does not suffice for one sample.
         """
-        if self.labels is not None:
-            self.labels.forget(max(1, int(self.at_once) // self.labels.draws))
+        self._forget_labels()
         pieces, following = self._pieces(start, stop), then and self._pieces(*then)[0]
         self.engine.apart.begin()
+        padded = self.reader.padded
         parts, order = self._parts(pieces, following, generic=generic)
         # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
         ready = gpu_done()
         while not self._right(parts, order, generic=generic):
-            if generic and self.engine.one_by_one:
+            # Without padding, the same engine has another try.
+            again, padded = padded != self.reader.padded, self.reader.padded
+            if generic and self.engine.one_by_one and not again:
                 raise NumericsError(
                     f"{self.where}: rows {start} to {stop - 1} are not the gradients of their samples "
                     f"by either engine: the model computes another function in a batch than alone"
                 )
-            self.engine.one_by_one = generic  # without vmap, where that is wrong, too
+            self.engine.one_by_one = generic and not again  # without vmap, where that is wrong, too
             # Samples are read again rather than kept: this is seldom, and a block may be large.
-            generic = True
-            parts, order = self._parts(pieces, following, generic=True)
+            generic = generic or not again
+            parts, order = self._parts(pieces, following, generic=generic)
             ready = gpu_done()
 
         def finish() -> Columns:
             ready()
             with error_context(self.where):
-                return self._stored(parts, order, start, stop)
+                return self._stored(parts, order.rows, start, stop)
 
         return finish
 
@@ -248,19 +249,18 @@ class RowComputer:
 
     def _parts(
         self, pieces: list[Piece], following: Piece | None, *, generic: bool = False
-    ) -> tuple[list[dict[str, Tensor]], NDArray[np.int64]]:
+    ) -> tuple[list[dict[str, Tensor]], RowOrder]:
         """Compute the columns of a block, in parts, and return them with the order of their rows.
 
         Samples that come next are read meanwhile.
         """
-        parts: list[dict[str, Tensor]] = []
-        order: list[NDArray[np.int64]] = []
+        parts, order = list[dict[str, Tensor]](), RowOrder()
         for _, batches in self.batches.through(pieces, following):
-            for own, batch in batches:
-                rows = self.engine.generic_rows if generic else self._rows_of(own)
-                parts += self._batch(self._labelled(own, batch), rows)
-                order.append(own)
-        return parts, np.concatenate(order)
+            for one in batches:
+                rows = self.engine.generic_rows if generic else self._rows_of(one.rows)
+                parts += self._batch(self._labelled(one.rows, one.batch), rows)
+                order.add(one)
+        return parts, order
 
     def _rows_of(self, own: NDArray[np.int64]) -> Rows:
         """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
@@ -282,26 +282,40 @@ class RowComputer:
         """Rows of each sample."""
         return 1 if self.labels is None else self.labels.draws
 
+    def _forget_labels(self) -> None:
+        if self.labels is not None:
+            self.labels.forget(max(1, int(self.at_once) // self.labels.draws))
+
     def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
         return batch if self.labels is None else self.labels.labelled(rows, batch)
 
     def _right(
-        self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], *, generic: bool = False
+        self, parts: list[dict[str, Tensor]], order: RowOrder, *, generic: bool = False
     ) -> bool:
         """Check a block: a wrong one makes those before it doubted, and others compared in all rows."""
         gpu_done()()  # the parts are read here, and may still be on their way
         features = torch.cat([part[layout.FEATURES] for part in parts])
-        read = lambda rows: self._labelled(rows, self.pick(rows))  # noqa: E731
-        block = ComputedBlock(self.engine, self.where, features, order, read)
+        block = ComputedBlock(
+            self.engine, self.where, features, order, self._read, self.reader.padded
+        )
         # What was computed one by one needs no more than a look.
         check: CheckedRows = "some" if generic and self.engine.one_by_one else self.check
         agrees = block.agrees(check, max(1, min(self.batch_size, int(self.at_once))))
-        if generic:
-            return agrees
-        drawn = self.engine.apart.drawn
-        self.doubted |= self.check == "some" and (drawn or not agrees)
-        self.check = self.check if agrees else "all"
-        return agrees and not drawn and not (self.skip_bad_rows and block.spoils_good_rows())
+        if not generic and not block.padding_changes:
+            drawn = self.engine.apart.drawn
+            if self.check == "some" and (drawn or not agrees):
+                self.doubted = "engine"
+            self.check = self.check if agrees else "all"
+            spoiled = agrees and self.skip_bad_rows and block.spoils_good_rows()
+            agrees = agrees and not drawn and not spoiled
+        if block.padding_changes:
+            leave_padding_out(self.reader, self.where)
+            self.doubted = "padding"
+            self._forget_labels()  # they were drawn from what padded samples predict
+        return agrees
+
+    def _read(self, groups: list[NDArray[np.int64]]) -> list[Any]:
+        return list(map(self._labelled, groups, self.reader.groups(groups)))
 
     def _stored(
         self, parts: list[dict[str, Tensor]], order: NDArray[np.int64], start: int, stop: int
@@ -311,32 +325,12 @@ class RowComputer:
             name: in_order([part.pop(name).numpy() for part in parts], order - start)
             for name in [*parts[0]]
         }
-        if "label" in joined and not self.skip_bad_rows:
-            need_classes(joined["label"], self.classes, start, self.ids)
-        bad = self._bad(joined, start, stop)
-        if not self.skip_bad_rows:
-            bad.refuse()
-        if bad:
-            bad.blanked(joined)
-        if "label" in joined:
-            joined["label"] = joined["label"].astype(np.int64)
-        features = joined.pop(layout.FEATURES)
-        for name in self.activations.columns:
-            joined[name] = stored_activations(joined[name], self.spec.dtype, start)
-        stored = stored_rows(features, self.spec.dtype, start, self.spec.keep_bits)
-        columns = {**joined, **stored, layout.SAMPLE_ID: self.ids[start:stop]}
-        if not bad:
-            return columns
-        log.warning("%s: %s: stored as masked", self.where, bad.message)
-        return bad.marked(columns)
-
-    def _bad(self, columns: dict[str, NDArray[Any]], start: int, stop: int) -> BadRows:
-        """Find rows that are not finite; where these are skipped, also those that cannot be stored."""
-        more: dict[str, Any] = {}
+        stored = StoredBlock(
+            self.spec, self.ids, self.classes, self.activations.columns, self.where
+        )
         if self.skip_bad_rows:
-            spec = self.spec
-            more = {"classes": self.classes, "dtype": spec.dtype, "keep_bits": spec.keep_bits}
-        return BadRows.of(columns, self.ids[start:stop], start, **more)
+            return stored.masked(joined, start, stop)
+        return stored.refusing(joined, start, stop)
 
     def _batch(self, batch: Any, rows: Rows) -> Iterator[dict[str, Tensor]]:
         """Yield the columns of a batch, as one part or several: fewer samples at once, if need be."""

@@ -1,10 +1,10 @@
 """Some rows of every block, compared with an ordinary backward pass.
 
-Rows that a hash of the block chooses are read once more as a batch of their own. One of them is
-computed alone: a model may do the same with this batch as it did with the others, and something else
-with a single sample. Then one backward pass of the outputs' sum with random signs gives Σ ±φ, if every
-row is right: P·∇Σ ±f(x) = Σ ±φ(x). Where it does not, each of them is computed alone, which tells rows
-that are wrong from samples that see one another.
+Rows that a hash of the block chooses are read once more as a batch of their own. One of them, with most
+padding where any was padded, is read and computed alone: a model may do the same with this batch as it
+did with the others, and something else with a single sample. Then one backward pass of the outputs' sum
+with random signs gives Σ ±φ, if every row is right: P·∇Σ ±f(x) = Σ ±φ(x). Where it does not, each of
+them is computed alone, which tells rows that are wrong from samples that see one another.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils import _pytree as tree
 
 from trakstore.errors import NumericsError
 from trakstore.features.apart import apart_by
 from trakstore.features.factorised import FactorisedEngine
-from trakstore.features.gradients import cut
 from trakstore.features.projectors import Projector
 from trakstore.features.selfcheck import Samples, features_alone, most_tolerance
 
 __all__ = [
     "CheckedRows",
+    "changed_by_padding",
     "checked_rows",
     "difference",
     "difference_alone",
+    "drawn",
     "features_alone",
     "signs_of",
 ]
@@ -81,10 +83,15 @@ def _generator(*words: int) -> np.random.Generator:
     return np.random.default_rng([len(words), *words])
 
 
+def drawn(signs: Tensor) -> int:
+    """Draw one of the rows that are compared: the one that is compared with its sample alone."""
+    return int(_generator(len(signs), *signs.int().add(1).tolist()).integers(len(signs)))
+
+
 def difference(
     engine: FactorisedEngine, batch: Any, features: Tensor, signs: Tensor, where: str
 ) -> float | None:
-    """Compare features of a batch with ordinary backward passes: of one sample alone, and of all.
+    """Compare features of a batch with one ordinary backward pass, or with those of each sample.
 
     Parameters
     ----------
@@ -109,10 +116,6 @@ def difference(
         When every sample has another output together with the others than alone, in every batch.
     """
     samples, projector = engine.samples(batch), engine.projector
-    drawn = int(_generator(len(signs), *signs.int().add(1).tolist()).integers(len(signs)))
-    apart = difference_alone(engine, batch, features, drawn)
-    if apart is not None or len(features) == 1:
-        return apart
     together = _signed(samples, projector, signs)
     if _relative(signs @ features - together, features) <= engine.tolerance:
         return None
@@ -137,12 +140,34 @@ def difference(
 
 
 def difference_alone(
-    engine: FactorisedEngine, batch: Any, features: Tensor, row: int
+    engine: FactorisedEngine, one: Any, features: Tensor, row: int
 ) -> float | None:
-    """Compare the features of one sample of a batch with those that it has alone."""
-    one = engine.samples(cut(batch, row, row + 1))
+    """Compare the features of one of some samples with those that it has as a batch of ``one``."""
+    return _apart(engine, one, features[row], features)
+
+
+def changed_by_padding(engine: FactorisedEngine, one: Any, padded: Any, features: Tensor) -> bool:
+    """Tell whether a sample that is padded has other gradients than without, each time alone.
+
+    Parameters
+    ----------
+    engine : FactorisedEngine
+    one, padded : tree of Tensor
+        The sample as a batch of its own, as it is by itself and as it is among others.
+    features : Tensor, shape (rows, dim), float32
+        Features of like samples, whose size says what rounding may be.
+    """
+    shapes = [[leaf.shape for leaf in tree.tree_leaves(batch)] for batch in (one, padded)]
+    if shapes[0] == shapes[1]:
+        return False
+    row = features_alone(engine.samples(padded), engine.projector)[0]
+    return _apart(engine, one, row, features) is not None
+
+
+def _apart(engine: FactorisedEngine, one: Any, row: Tensor, features: Tensor) -> float | None:
     scale = float(features.norm()) / len(features) ** 0.5
-    return apart_by(one, engine.projector, features[row], scale, engine.tolerance, len(features))
+    own = engine.samples(one)
+    return apart_by(own, engine.projector, row, scale, engine.tolerance, len(features))
 
 
 def _signed(samples: Samples, projector: Projector, signs: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import nn
 from trakstore.errors import MemoryLimitError, SpecMismatchError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.background import ReadAhead
+from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.blockcheck import CheckedRows
@@ -123,11 +124,12 @@ class _LoadedEpoch:
         batch = batches.read(0, 1)
         with explained(self.model, self.output, batch):
             classes = self.output.check(self.model, copied(batch))
+        reader = BatchReader(batches, at_once)
         return RowComputer(
             self.engine,
             NamedActivations(self.model, self.output, ()),
             self.output,
-            ReadAhead(lambda piece: batches.several(*piece, at_once, by_length=False)),
+            ReadAhead(reader.read),
             np.zeros(count, dtype=np.int64),
             self.where,
             spec,
@@ -137,7 +139,7 @@ class _LoadedEpoch:
             measured=tuple(range(min(2, count))),
             shortest=(),
             at_once=at_once,
-            pick=lambda chosen: batches.read(0, len(chosen)),
+            reader=reader,
             check=check,
         )
 

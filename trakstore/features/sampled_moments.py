@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trakstore.errors import MemoryLimitError, NumericsError
+from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fitness import explained
@@ -19,6 +20,7 @@ from trakstore.features.footprint import peak_bytes, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
+from trakstore.features.padded_rows import try_padding
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.projectors.sign_sums import SignSums
@@ -83,22 +85,27 @@ def sampled_moments(
     total, used = torch.zeros(sums.dim, dtype=torch.float64), 0
     limit = None if job.memory_limit is None else byte_count(job.memory_limit)
     within = _Within(engine, limit)
-    for draw, (start, stop) in enumerate(ranges(len(chosen), _AT_ONCE)):
-        rows, sums.draw = chosen[start:stop], draw
-        batch = batches.picked(rows.tolist())
-        with explained(job.model, output, batch):
-            if not draw:
-                output.check(job.model, copied(cut(batch, 0, 2)))
-            within.measure(batch)
-            labels.forget(within.at_once)
-            for part, own in within.parts(batch, partial(labels.labelled, rows)):
-                features, outputs = labels.scaled(part, own)
-                # A loss gradient is -q times that of the output.
-                gradients = features * outputs.out_to_loss.to(features)[:, None]
-                # Rows that are not finite are refused, or skipped, where they are stored.
-                gradients = gradients[gradients.isfinite().all(1)]
-                total += gradients.to(torch.float64).square().sum(0).cpu()
-                used += len(gradients)
+    groups = [chosen[start:stop] for start, stop in ranges(len(chosen), _AT_ONCE)]
+    reader = BatchReader(batches, _AT_ONCE)
+    first = reader.together(groups[0][:2])
+    with explained(job.model, output, first):
+        output.check(job.model, copied(first))
+        try_padding(reader, groups, engine, labels.labelled, f"scale of {split}")
+    for draw, rows in enumerate(groups):
+        sums.draw = draw
+        for read in reader.picked(rows):
+            with explained(job.model, output, read.batch):
+                within.measure(read.batch)
+                labels.forget(within.at_once)
+                parts = within.parts(read.batch, partial(labels.labelled, read.rows))
+                for part, own in parts:
+                    features, outputs = labels.scaled(part, own)
+                    # A loss gradient is -q times that of the output.
+                    gradients = features * outputs.out_to_loss.to(features)[:, None]
+                    # Rows that are not finite are refused, or skipped, where they are stored.
+                    gradients = gradients[gradients.isfinite().all(1)]
+                    total += gradients.to(torch.float64).square().sum(0).cpu()
+                    used += len(gradients)
     if not used:
         raise NumericsError(
             f"none of the {len(chosen)} samples that the scale is estimated from has a finite gradient"

@@ -16,14 +16,9 @@ from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
 from trakstore.features.added_samples import append_samples
 from trakstore.features.background import OneBehind, ReadAhead
+from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
-from trakstore.features.blamed_samples import (
-    CheckedBatches,
-    Piece,
-    Read,
-    blaming_samples,
-    need_forms,
-)
+from trakstore.features.blamed_samples import CheckedBatches, blaming_samples, need_forms
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.derived_splits import need_same_loss_scale
 from trakstore.features.devices import check_determinism
@@ -199,16 +194,17 @@ class SplitTask:
         self.background.submit(lambda: self._store(block, finish))
         self._seconds.append(time.monotonic() - began)
         self.rows_written += stop - start
-        if self.rows.doubted:
+        while self.rows.doubted:
             self._write_again()
         self._blocks.append(block)
 
     def _write_again(self) -> None:
-        """Compute the blocks before one that was wrong by the generic engine, and write them again."""
-        self.rows.doubted = False
+        """Compute the blocks before one that was wrong once more, and write them again."""
+        generic = self.rows.doubted == "engine"
+        self.rows.doubted = ""
         for block in self._blocks:
             with _blaming_changes(self.watch):
-                finish = self.rows.begin(*self.writer.spec.block_range(block), generic=True)
+                finish = self.rows.begin(*self.writer.spec.block_range(block), generic=generic)
             self.wait()
             if self.sharding.writes:
                 self.writer.withdraw(block)
@@ -314,17 +310,14 @@ def _probed(
     if engine.whole:
         need_forms(batches, model, output, some)
     uneven = batches.uneven(some) if size < len(ids) else None
-
-    def read(piece: Piece) -> Read:
-        return batches.several(*piece, size, by_length=uneven is not None, each=each)
-
+    source = BatchReader(batches, size, by_length=uneven is not None, each=each)
     checked = partial(CheckedBatches, batches=batches, model=model, output=output, first=first)
-    reader = checked(read) if engine.whole else ReadAhead(read)
+    ahead = checked(source.read) if engine.whole else ReadAhead(source.read)
     computer = RowComputer(
         engine,
         NamedActivations(model, output, job.activations),
         output,
-        reader,
+        ahead,
         ids,
         f"{split} at epoch {epoch}",
         spec,
@@ -334,7 +327,7 @@ def _probed(
         measured=uneven[:2] if uneven else tuple(range(min(2, len(ids)))),
         shortest=uneven[-2:] if uneven else (),
         at_once=size,
-        pick=lambda rows: batches.picked(rows.tolist()),
+        reader=source,
         check=job.check,
         skip_bad_rows=job.skip_bad_rows,
         labels=samples.labels(model, output, sharding),

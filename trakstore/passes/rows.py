@@ -334,9 +334,21 @@ def _stored(
 
 def _is_far(rows: Rows | View) -> bool:
     """Tell whether chosen rows may be on another machine: else nobody needs to look for pieces."""
+    whole = _below(rows)
+    return not isinstance(whole, StoredColumn) or not whole.location.near
+
+
+def _below(rows: Rows | View) -> Rows | View:
+    """Return the rows that chosen or unmasked ones are some of."""
     while isinstance(rows, TakenRows | UnmaskedRows):
         rows = rows.base
-    return not isinstance(rows, StoredColumn) or not rows.location.near
+    return rows
+
+
+def count_below(rows: Rows) -> int:
+    """Return the number of rows that chosen or unmasked ones are some of."""
+    below: Any = _below(rows)
+    return int(below.shape[0])
 
 
 def whole_column(rows: Rows) -> NDArray[Any]:

@@ -92,7 +92,9 @@ def group_scores(
             for part in scores.parts
         )
         ids = ArrayRows(groups.labels)
-        scores = replace(scores, parts=parts, target_ids=ids, target_labels=None)
+        scores = replace(
+            scores, parts=parts, target_ids=ids, target_positions=None, target_labels=None
+        )
     if train is not None:
         groups, apart = _groups(scores, train, "train", memory_limit), scores.scale_apart
         parts = tuple(
