@@ -186,6 +186,8 @@ class _Seen(NamedTuple):
                 f"once"
             )
         ((first, in_order, asked),) = calls
+        if first is not None:
+            _need_dense(name, first)
         if first is None or first.ndim == 0 or len(first) != size:
             got = None if first is None else tuple(first.shape)
             raise TrakStoreError(
@@ -199,6 +201,17 @@ class _Seen(NamedTuple):
         precision = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
         return cls(
             first.reshape(size, -1).to(torch.float32), in_order or size == 1, precision, asked
+        )
+
+
+def _need_dense(name: str, activations: Tensor) -> None:
+    # Nested tensors have no sizes that could be asked for, sparse ones no rows that could be cut apart.
+    if activations.is_nested or activations.layout is not torch.strided:
+        layout_name = str(activations.layout).removeprefix("torch.")
+        got = "a nested tensor" if activations.is_nested else f"a tensor of layout {layout_name}"
+        raise TrakStoreError(
+            f"{name} gives {got}; activations are dense, of one width for all samples: name another "
+            f"layer"
         )
 
 

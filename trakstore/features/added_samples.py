@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.token_samples import TokenSamples
 from trakstore.spec import SplitSpec, check_equal
@@ -24,7 +26,7 @@ def append_samples(
     rows: RowComputer,
     samples: SplitSamples | TokenSamples,
     blame: Callable[[range], AbstractContextManager[None]],
-) -> None:
+) -> Featurized:
     """Add the samples that the data set has more than the store, if the others are the same.
 
     Parameters
@@ -41,17 +43,24 @@ def append_samples(
     blame : callable
         ``blame(rows)`` gives a context whose errors name the sample that they come from.
 
+    Returns
+    -------
+    Featurized
+        New rows, the blocks that hold them (the first with old rows too, where it was not full), the
+        bytes of the new rows, and the time.
+
     Raises
     ------
     SpecMismatchError
         When the stored rows are of other samples, or were made otherwise.
     """
     if split not in store.splits_of(epoch):
-        return
+        return Featurized(0, 0, 0.0)
     old = store.split(epoch, split)
     more = wanted.rows - old.rows
     if more <= 0:
-        return
+        return Featurized(0, 0, 0.0)
+    began = time.monotonic()
     count = old.rows
     # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
     # compared with that of as many samples as there were.
@@ -64,4 +73,8 @@ def append_samples(
         with blame(range(start, stop)):
             return rows.columns(start, stop)
 
-    append_rows(old, more, columns, dataset=wanted.dataset)
+    grown = append_rows(old, more, columns, dataset=wanted.dataset)
+    blocks = grown.spec.blocks - count // grown.spec.block_rows
+    seconds = time.monotonic() - began
+    spent = Spent(computing=seconds)
+    return Featurized(more, blocks, seconds, more * grown.row_bytes, spent)

@@ -74,6 +74,10 @@ class Stopwatch:
         if part != names[-1]:
             self._announce(names[names.index(part) + 1])
 
+    def leave_out(self) -> None:
+        """Count the time since the last lap to no part."""
+        self._since = time.monotonic()
+
     def _announce(self, part: str) -> None:
         if self._say is not None:
             self._say(PARTS[part])

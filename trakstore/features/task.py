@@ -61,6 +61,8 @@ class SplitTask:
     sharding: Sharding = WHOLE
     prepared: Preparation = field(default_factory=Preparation)
     background: OneBehind = field(default_factory=OneBehind)
+    # What was added behind the rows of a split that was complete, before the first block.
+    added: Featurized = field(default_factory=lambda: Featurized(0, 0, 0.0))
     rows_written: int = 0
     rows_twice: int = 0  # those that another worker committed while they were computed here
     spent: Spent = field(default_factory=Spent)
@@ -127,9 +129,12 @@ class SplitTask:
                 # The store's spec names the factors, so that they must be stored before it.
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
+            added = Featurized(0, 0, 0.0)
             if job.append:
-                append_samples(opened, epoch, split, wanted, rows, samples, blame)
+                clock.lap("store")
+                added = append_samples(opened, epoch, split, wanted, rows, samples, blame)
                 watch.check(surely=True)
+                clock.leave_out()
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
                 # A block's rows are compared at its end, when the first samples of the next one are
@@ -138,6 +143,7 @@ class SplitTask:
                 given.held = max(given.held, -(-held // samples.each))
             clock.lap("store")
             task = cls(rows, BlockWriter(made), watch, blame, sharding, clock.measured)
+            task.added = added
             undo.pop_all()  # from here on the end of the task gives the weights back
             return task
 
