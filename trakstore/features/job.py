@@ -114,7 +114,8 @@ class Job:
         Rows of each block that are compared with an ordinary backward pass: about one of 44, chosen
         by a hash, or every row, each alone, which costs a plain pass a sample. A block that disagrees
         is computed again by the generic engine, with those that the run wrote before it; if that
-        disagrees too, the run stops.
+        disagrees too, the run stops. Where padding is what a row differs by, samples are computed in
+        batches of one length instead.
     scale : {"samples", "adam"}, path or mapping, optional
         Second moments v by whose fourth root gradients are divided before the projection, as
         Adam's steps are divided by √v: for models that Adam trained. ``"samples"``: those of gradients
