@@ -24,7 +24,8 @@ _SECONDS = 10.0  # between plain lines, and between looks at what others did
 
 def on_terminal() -> bool:
     """Tell whether somebody looks on: library calls say nothing in a log."""
-    return sys.stderr.isatty()
+    # Without a console, as services and some windows have none, Python has no such stream.
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 class ProgressLine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
-from trakstore.quantities import as_mask, as_number, as_whole
+from trakstore.quantities import as_mask, as_number, as_whole, as_wholes
 
 LEVEL = 0.95  # coverage of the interval of an estimate, which is normal
 
@@ -55,49 +57,67 @@ class SubsetPlan:
     Attributes
     ----------
     rows : int
-        Number of train rows.
+        Number of train rows, those in ``without`` among them.
     share : float
-        Share of the rows in each subset.
+        Share of the rows in each subset; of those that are not in ``without``.
     repeats : int
         Models of one subset; their outputs are averaged.
     seed : int
         Seed that the subsets and the models' seeds follow from.
+    without : sequence of int
+        Positions of rows that are in no subset, such as those that a store has masked:
+        ``store.split(15, "train").masked``. A tuple afterwards, ascending.
 
     Raises
     ------
     TrakStoreError
-        A share outside of (0, 1], or of less than one row; no repeats.
+        A share outside of (0, 1], or of less than one row; no repeats; positions ``without`` that are
+        none of the rows.
 
     Examples
     --------
     >>> plan = SubsetPlan(rows=4, repeats=2)
     >>> plan.masks(0, 4).sum(axis=1), plan.subsets(0, 4)
     (array([2, 2, 2, 2]), array([0, 0, 1, 1]))
+    >>> SubsetPlan(rows=4, share=1, without=[2]).masks(0, 1)
+    array([[ True,  True, False,  True]])
     """
 
     rows: int
     share: float = 0.5
     repeats: int = 1
     seed: int = 0
+    without: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("rows", None), ("repeats", 1), ("seed", 0)):
             object.__setattr__(self, name, as_whole(getattr(self, name), name, least))
         object.__setattr__(self, "share", as_number(self.share, "share"))
+        without = tuple(sorted(set(as_wholes(self.without, "without"))))
+        if without and not 0 <= without[0] <= without[-1] < self.rows:
+            raise TrakStoreError(
+                f"without has positions in 0..{self.rows - 1}, got {without[0]} to {without[-1]}"
+            )
+        object.__setattr__(self, "without", without)
         if not 0 < self.share <= 1 or self.size < 1:
             raise TrakStoreError(
                 f"a subset is a share in (0, 1] of the rows and has one at least, got "
-                f"{self.share} of {self.rows}"
+                f"{self.share} of {self.rows - len(self.without)}"
             )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that the subsets follow from."""
-        return asdict(self)
+        values = asdict(self)
+        left_out = without_rows(values.pop("without"))
+        # Sets of before, whose subsets have a row less, do not go on with these.
+        as_before = self.without or int(self.share * self.rows) == self.size
+        return {**values, **left_out, **({} if as_before else {"size": self.size})}
 
     @property
     def size(self) -> int:
         """Rows of a subset."""
-        return int(self.share * self.rows)
+        # A share such as 0.29 of 100 rows is 28.999999999999996 in floating point: 29 rows are meant.
+        return int(self.share * (self.rows - len(self.without)) * (1 + 1e-12))
 
     def subsets(self, start: int, stop: int) -> NDArray[np.int64]:
         """Numbers of the subsets of models start..stop."""
@@ -108,10 +128,11 @@ class SubsetPlan:
         start = as_whole(start, "start", 0)
         stop = as_whole(stop, "stop", start)
         masks = np.zeros((stop - start, self.rows), dtype=bool)
+        rows = np.delete(np.arange(self.rows), self.without)
         for mask, subset in zip(masks, self.subsets(start, stop).tolist(), strict=True):
             # A stream of its own for each subset: which one it is, not what was drawn before, decides.
             rng = np.random.default_rng([self.seed, 0, subset])
-            mask[rng.choice(self.rows, self.size, replace=False)] = True
+            mask[rows[rng.choice(len(rows), self.size, replace=False)]] = True
         return masks
 
     def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
@@ -119,6 +140,18 @@ class SubsetPlan:
         numbers = range(start, stop)
         drawn = [np.random.default_rng([self.seed, 1, q]).integers(2**63) for q in numbers]
         return np.array(drawn, dtype=np.int64)
+
+
+def without_rows(positions: Sequence[int] | NDArray[np.int64]) -> dict[str, str]:
+    """Return what a plan's document says of the rows that it leaves out: their number and a digest.
+
+    Empty where none are left out: stored sets of models go on by the documents that plans had before
+    they could leave rows out.
+    """
+    if not len(positions):
+        return {}
+    digest = hashlib.sha256(np.asarray(positions, dtype="<i8").tobytes()).hexdigest()
+    return {"without": f"{len(positions)} rows ({digest[:16]})"}
 
 
 def sample_rows(rows: int, rate: float, *, strata: Any = None, seed: int = 0) -> Sample:

@@ -15,10 +15,11 @@ SCORES = np.array([[1.0, -1, 1, 1], [0, 0, 0, 5], [4, -3, 0, 1]])
 
 
 def kinds() -> list[Any]:
-    return [SCORES, xr.DataArray(SCORES, dims=("target", "train")).chunk(target=2)]
+    lazy = xr.DataArray(SCORES, dims=("target", "train")).chunk(target=2)
+    return [SCORES, lazy, lazy.transpose()]
 
 
-@pytest.mark.parametrize("scores", kinds(), ids=["array", "lazy"])
+@pytest.mark.parametrize("scores", kinds(), ids=["array", "lazy", "other order"])
 def test_how_many_share_the_score(scores: Any) -> None:
     np.testing.assert_allclose(participation_ratio(scores), [4, 1, 64 / 26])
     magnitudes = np.abs(SCORES)
@@ -31,9 +32,10 @@ def test_how_many_share_the_score(scores: Any) -> None:
 
 
 def test_own_class() -> None:
-    share, base = same_class_share(SCORES, [0, 0, 1, 1], [0, 1, 1])
-    np.testing.assert_allclose(share, [1 / 3, 1, 0.2])
-    np.testing.assert_allclose(base, 0.5)
+    for scores in kinds():
+        share, base = same_class_share(scores, [0, 0, 1, 1], [0, 1, 1])
+        np.testing.assert_allclose(share, [1 / 3, 1, 0.2])
+        np.testing.assert_allclose(base, 0.5)
     with pytest.raises(TrakStoreError, match="need labels of these lengths"):
         same_class_share(SCORES, [0, 0, 1, 1], [0, 1])
 

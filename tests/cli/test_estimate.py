@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,3 +100,17 @@ def test_sorting_is_not_shared_among_workers() -> None:
         Speed(1.0, 1.0, 1.0, 2.0).seconds(Cost("evolve", 0, 8, 0, 0, 8, 8), n) for n in (1, 2)
     )
     assert (one, two) == (12, 8)
+
+
+def test_a_disk_that_cannot_be_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["estimate", "--rows", "1000", "--dim", "512"]) == 2
+    assert re.search(
+        r"error: the disk cannot be measured: 8.\d MB cannot .* File too large\): .* TMPDIR",
+        capsys.readouterr().err,
+    )

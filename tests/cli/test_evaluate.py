@@ -39,6 +39,21 @@ def linear(subsets, seeds):
 
 number = 3
 """
+NOTED = """
+from pathlib import Path
+
+
+class Told:
+    def count_targets(self):
+        return 6
+
+    def __call__(self, subsets, seeds):
+        Path({noted!r}).touch()
+        return linear(subsets, seeds)
+
+
+told = Told()
+"""
 
 
 @pytest.fixture
@@ -85,6 +100,61 @@ def test_lds_of_few_models_says_so(run: Any, made: tuple[Path, Path]) -> None:
     asked = ["evaluate", "lds", store, "--models", "drawn", "--trainer", f"{trainers}:linear"]
     assert "note: 49 models are few: train 200" in run(*asked, "--count", 49).err
     assert "are few" not in run(*asked, "--count", 50).err
+
+
+def test_masked_rows_are_in_no_subset(run: Any, made: tuple[Path, Path]) -> None:
+    """Models are trained on subsets of the data set, scores have no masked rows, saved ones neither."""
+    place, trainers = made
+    store = store_of(place)
+    store.mask("train", [3, 11])
+    store.mask("test", [2])
+    scores = ts.trak_scores(store)
+    ts.save_scores(scores, store, "kept")
+    asked = ["evaluate", "lds", place, "--models", "halves", "--method", "trak", "--scores", "kept"]
+    found = json.loads(run(*asked, "--trainer", f"{trainers}:linear", "--count", 30, "--json").out)
+    models = retrained_models(place, "halves")
+    subsets, outputs = models["subset"].values, models["output"].values
+    assert subsets.shape == (30, 20) and outputs.shape == (30, 6)
+    assert not subsets[:, [3, 11]].any()
+    assert (subsets.sum(1) == 9).all()
+    rows, targets = np.delete(np.arange(20), [3, 11]), [0, 1, 3, 4, 5]
+    wanted = lds(np.asarray(scores), subsets[:, rows], outputs[:, targets])
+    for told in found["lds"]:
+        assert told["per_target"] == pytest.approx(wanted.per_target.tolist())
+    gone = ["evaluate", "counterfactual", place, "--models", "gone", "--size", 2, "--repeats", 1]
+    run(*gone, "--trainer", f"{trainers}:linear", "--target", "@2")
+    subsets = retrained_models(place, "gone")["subset"].values
+    removed = [np.setdiff1d(np.flatnonzero(~one), [3, 11]).tolist() for one in subsets]
+    assert removed[0] == []
+    assert removed[1] == sorted(ts.top_k(scores, 2)["position"].values[2].tolist())
+    assert not subsets[:, [3, 11]].any()
+
+
+REFUSED = {
+    "kernel": ("--method influence --damping -1", "damping"),
+    "saved": ("--scores none", "no scores 'none'"),
+    "lists": ("--scores lists", "are lists or sparse"),
+    "subsets": ("--share 1", "three different subsets, got 1"),
+    "repeats": ("--repeats 10", "three different subsets, got 2"),
+    "targets": ("--targets train", "of 6 targets: needed 20"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_is_so_before_training(
+    case: str, run: Any, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    place, trainers = made
+    store, (options, said) = store_of(place), REFUSED[case]
+    ts.save_scores(ts.trak_scores(store), store, "lists", top=3)
+    noted = tmp_path / "trained"
+    with trainers.open("a") as file:
+        file.write(NOTED.format(noted=str(noted)))
+    asked = ["evaluate", "lds", place, "--models", "m", "--trainer", f"{trainers}:told"]
+    assert said in run(*asked, "--count", 20, *options.split()).error
+    assert not noted.exists()
+    assert run(*asked, "--count", 20).code == 0
+    assert noted.exists()
 
 
 def store_of(place: Path) -> ts.FeatureStore:

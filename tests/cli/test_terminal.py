@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import trakstore as ts
 from trakstore.cli import main
+from trakstore.progress import on_terminal
 from trakstore.storage.writer import BlockWriter
 
 SLOW = """
@@ -161,3 +163,24 @@ def test_the_worst_info_fits_a_screen(run: Any, tmp_path: Path) -> None:
     assert len(lines) < 24
     assert any("9 more" in line for line in lines)
     assert lines[-1].startswith("incomplete")
+
+
+@pytest.mark.parametrize(
+    ("closed", "words"), [("2>&-", "info"), (">&-", "info"), (">&-", "--help")]
+)
+def test_a_process_without_streams_ends_as_any_other(
+    environment: dict[str, str], tmp_path: Path, closed: str, words: str
+) -> None:
+    store = ts.FeatureStore.create(tmp_path / "a.zarr", projection=ts.ProjectionSpec("sjlt", dim=2))
+    store.write_split(0, "train", np.ones((24, 2), np.float32))
+    line = f"exec '{sys.executable}' -m trakstore {words} '{tmp_path}/a.zarr' {closed}"
+    ran = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ("24" in ran.stdout) == (closed == "2>&-")
+
+
+def test_nobody_looks_on_where_there_is_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not on_terminal()
+    scores = xr.DataArray([[0.5, -2.0, 1.0]], dims=("target", "train"))
+    assert ts.top_k(scores, 1)["position"].values.tolist() == [[2]]

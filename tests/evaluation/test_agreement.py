@@ -34,6 +34,15 @@ def test_against_scipy_and_by_hand() -> None:
     assert found["rank_biased_overlap"] == pytest.approx(weights @ [0, 1, 2 / 3] / weights.sum())
 
 
+def test_arrays_are_compared_by_the_names_of_their_dimensions() -> None:
+    matrix = np.random.default_rng(3).normal(size=(12, 12))
+    right = xr.DataArray(matrix, dims=("target", "train"))
+    found = stability([right, xr.DataArray(matrix.T, dims=("train", "target"))], 5)
+    assert found == pytest.approx({"spearman": 1, "jaccard": 1, "rank_biased_overlap": 1})
+    found = stability([right[:5], right[:5].transpose()], 5)
+    assert found["spearman"] == pytest.approx(1)
+
+
 def test_what_cannot_be_compared() -> None:
     scores = np.zeros((2, 5))
     with pytest.raises(TrakStoreError, match="two or more runs, of one shape"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import mean_interval
 
 
@@ -16,3 +16,6 @@ def test_mean_interval(rng: np.random.Generator) -> None:
     assert (high - mean) / error == pytest.approx(1.96, abs=0.25)
     with pytest.raises(TrakStoreError):
         mean_interval([np.nan])
+    for number in (np.inf, -np.inf):
+        with pytest.raises(NumericsError, match="infinite"):
+            mean_interval([1, number, np.nan])

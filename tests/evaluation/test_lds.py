@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy.stats import spearmanr
 
 import trakstore as ts
 from trakstore.errors import TrakStoreError
-from trakstore.evaluation.lds import lds, lds_difference, predicted_outputs
+from trakstore.evaluation.lds import check_subsets, lds, lds_difference, predicted_outputs
 from trakstore.evaluation.retraining import Retrained, retrain
 from trakstore.sampling import SubsetPlan
 
@@ -133,6 +134,97 @@ def test_ridge_regression_is_nearly_linear_in_its_samples(
     found = lds(scores, models["subset"].values, models["output"].values)
     assert found.low > 0.95
     assert lds(-np.asarray(scores), models["subset"].values, models["output"].values).mean < -0.95
+
+
+def test_masked_rows_and_targets_leave_their_columns_out(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    train, test = rng.normal(size=(24, 4)), rng.normal(size=(5, 4))
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    store.write_split(0, "train", train)
+    store.write_split(0, "test", test)
+    store.mask("train", [0, 7])
+    store.mask("test", [2])
+    scores, products = ts.grad_dot_scores(store, of="output"), test @ train.T
+    rows, targets = np.delete(np.arange(24), [0, 7]), [0, 1, 3, 4]
+    plan = SubsetPlan(24, without=store.split(0, "train").masked.tolist())
+    masks = plan.masks(0, 20)
+    outputs = masks @ products.T + rng.normal(size=(20, 5))
+    np.testing.assert_allclose(
+        predicted_outputs(scores, masks), (masks @ products.T).T[targets], rtol=1e-5, atol=1e-5
+    )
+    wanted = [spearmanr(masks @ products[t], outputs[:, t]).statistic for t in targets]
+    found = lds(scores, masks, outputs)
+    np.testing.assert_allclose(found.per_target, wanted)
+    # Models may know the rows and targets that are left alone.
+    few = lds(scores, masks[:, rows], outputs[:, targets])
+    np.testing.assert_array_equal(few.per_target, found.per_target)
+    # A selection of scores is one of the same stored rows: the others are worth nothing.
+    some = scores.isel(target=[3, 0], train=[9, 0, 4])
+    np.testing.assert_allclose(
+        predicted_outputs(some, masks),
+        (masks[:, [11, 1, 5]] @ products[[4, 0]][:, [11, 1, 5]].T).T,
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    # Groups are no rows of the split.
+    groups = ts.group_scores(scores, targets=np.array([0, 1, 0, 1]))
+    sums = np.stack([outputs[:, [0, 3]].sum(1), outputs[:, [1, 4]].sum(1)], axis=1)
+    wanted = [
+        spearmanr(masks @ products[pair].sum(0), sums[:, i]).statistic
+        for i, pair in enumerate(([0, 3], [1, 4]))
+    ]
+    np.testing.assert_allclose(lds(groups, masks, sums).per_target, wanted)
+    with pytest.raises(TrakStoreError, match="need subsets of 22 or 24 train rows"):
+        lds(scores, masks[:, :23], outputs)
+    with pytest.raises(TrakStoreError, match="outputs are of 3 targets, scores of 4"):
+        lds(scores, masks, outputs[:, :3])
+
+
+@pytest.mark.parametrize("targets", [20, 6])
+def test_an_array_is_read_by_the_names_of_its_dimensions(
+    rng: np.random.Generator, targets: int
+) -> None:
+    matrix = rng.normal(size=(targets, 20))
+    masks = SubsetPlan(20).masks(0, 15)
+    outputs = masks @ matrix.T
+    other = xr.DataArray(matrix.T, dims=("train", "target"))
+    np.testing.assert_array_equal(predicted_outputs(other, masks), predicted_outputs(matrix, masks))
+    assert lds(other, masks, outputs).mean == pytest.approx(1)
+    with pytest.raises(TrakStoreError, match=r"the dimensions \(target, train\), got"):
+        lds(xr.DataArray(matrix), masks, outputs)
+
+
+def test_sums_that_are_equal_but_for_rounding_are_ties(rng: np.random.Generator) -> None:
+    """Scores of classes alone: a subset counts by how many of its rows are of the target's."""
+    classes, masks = np.arange(300) % 3, SubsetPlan(300).masks(0, 200)
+    scores = np.stack([np.where(classes == t, 0.1, -0.05) for t in range(3)])
+    counts = np.stack([masks[:, classes == t].sum(1) for t in range(3)])
+    assert len(np.unique(masks @ scores[0])) > len(np.unique(counts[0]))  # they are told apart
+    outputs = counts.T + 5 * rng.normal(size=(200, 3))
+    wanted = [spearmanr(counts[t], outputs[:, t]).statistic for t in range(3)]
+    for kind in (np.float64, np.float32):
+        found = lds(scores.astype(kind), masks, outputs)
+        np.testing.assert_allclose(found.per_target, wanted, rtol=1e-12)
+    # Small differences that are there are no ties.
+    close = 1 + 1e-7 * rng.normal(size=(2, 300)).astype(np.float32)
+    outputs = masks @ close.astype(np.float64).T
+    assert lds(close, masks, outputs).mean == pytest.approx(1)
+
+
+def test_differences_are_of_the_same_models(rng: np.random.Generator) -> None:
+    scores, plans = rng.normal(size=(4, 30)), [SubsetPlan(30, seed=seed) for seed in (0, 1)]
+    results = [lds(scores, plan.masks(0, 20), plan.masks(0, 20) @ scores.T) for plan in plans]
+    assert lds_difference(results[0], results[0]).mean == 0
+    with pytest.raises(TrakStoreError, match="against the same models"):
+        lds_difference(*results)
+
+
+def test_plans_that_tell_nothing_are_known_before_training() -> None:
+    for plan, models in ((SubsetPlan(9, share=1), 9), (SubsetPlan(9, repeats=3), 6)):
+        with pytest.raises(TrakStoreError, match=r"three different subsets, got [12]"):
+            check_subsets(plan, models)
+    check_subsets(SubsetPlan(9, repeats=3), 7)
 
 
 def test_subsets_of_zeros_and_ones_are_those_of_booleans(rng: np.random.Generator) -> None:

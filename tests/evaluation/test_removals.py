@@ -104,11 +104,67 @@ def test_stored_scores_with_masked_rows_and_labels(
 
     found = counterfactual(scores, noted, store, "cf", sizes=(2,), repeats=1)
     assert "flips" not in found
-    dense = np.asarray(scores)
-    labels = np.delete(np.arange(count) % 2, [0, 5])
-    for t in range(2):  # whose class is t
-        assert set(np.flatnonzero(gone[1 + t])) == set(np.argsort(-dense[t])[:2])
-        np.testing.assert_array_equal(labels[gone[5 + t]], [t, t])
+    dense, kept = np.asarray(scores), np.delete(np.arange(count), [0, 5])
+    assert np.shape(gone) == (7, count)
+    for t, masks in enumerate(
+        zip(gone[1:3], gone[3:5], gone[5:7], strict=True)
+    ):  # whose class is t
+        top, random, same = (np.setdiff1d(np.flatnonzero(mask), [0, 5]) for mask in masks)
+        assert set(top) == set(kept[np.argsort(-dense[t])[:2]])
+        assert len(random) == len(same) == 2
+        np.testing.assert_array_equal(same % 2, [t, t])
+    for mask in gone:  # what is masked is in no model
+        assert mask[[0, 5]].all()
+    np.testing.assert_array_equal(np.flatnonzero(gone[0]), [0, 5])
+
+
+def test_samples_that_are_named_are_those_that_are_missing(tmp_path: Path) -> None:
+    """The lists, the trainer and its outputs count the stored rows, masked or not, on both sides."""
+    weights = np.random.default_rng(1).normal(size=(9, 5))
+    store = ts.FeatureStore.create(tmp_path / "s.zarr", projection=ts.ProjectionSpec("identity"))
+    # Scores are the weights: grad-dot with the features of one-hot targets.
+    store.write_split(0, "train", weights)
+    store.write_split(0, "test", np.eye(5))
+    store.mask("train", [1, 4])
+    store.mask("test", [0, 3])
+    scores = ts.grad_dot_scores(store, of="output")
+    assert scores.shape == (3, 7)
+
+    def trainer(subsets: Any, _seeds: Any) -> Retrained:
+        return Retrained((subsets @ weights).astype(np.float32))
+
+    options: Any = {"sizes": (2,), "repeats": 1}
+    found = counterfactual(scores, trainer, store, "cf", **options)
+    lists = ts.top_k(scores, 2)["position"].values
+    wanted = [weights[rows, t].sum() for rows, t in zip(lists, [1, 2, 4], strict=True)]
+    np.testing.assert_allclose(found["change"].sel(removal="top", size=2), wanted, rtol=1e-5)
+    # A selection is of the same stored rows.
+    some = scores.isel(target=[2, 0], train=[6, 0, 2, 3])
+    found = counterfactual(some, trainer, store, "some", **options)
+    lists = ts.top_k(some, 2)["position"].values
+    assert set(lists.ravel()) <= {8, 0, 3, 5}
+    wanted = [weights[rows, t].sum() for rows, t in zip(lists, [4, 1], strict=True)]
+    np.testing.assert_allclose(found["change"].sel(removal="top", size=2), wanted, rtol=1e-5)
+    # A trainer may know the targets that are left alone.
+    few = counterfactual(
+        scores, lambda s, _: Retrained((s @ weights[:, [1, 2, 4]]).astype(np.float32)), store, "few",
+        **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        few["change"], counterfactual(scores, trainer, store, "cf", **options)["change"], rtol=1e-5
+    )
+
+
+def test_outputs_for_other_targets_are_refused_with_the_first_models(place: Path) -> None:
+    calls = []
+
+    def other(subsets: Any, seeds: Any) -> Retrained:
+        calls.append(len(seeds))
+        return Retrained(np.zeros((len(subsets), TARGETS + 1), np.float32))
+
+    with pytest.raises(TrakStoreError, match="are of 5 targets: needed 4"):
+        counterfactual(WEIGHTS.T, other, place, "cf", sizes=(2,), at_once=3)
+    assert calls == [3]
 
 
 @pytest.mark.parametrize(

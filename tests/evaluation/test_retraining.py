@@ -63,6 +63,72 @@ def test_what_a_plan_says() -> None:
     assert np.abs(share - 0.4).max() < 5 * np.sqrt(0.24 / 2000)
 
 
+def test_rows_that_are_left_out_are_in_no_subset() -> None:
+    plan = SubsetPlan(10, without=[7, 0])
+    masks = plan.masks(0, 500)
+    assert not masks[:, [0, 7]].any()
+    assert (masks.sum(1) == 4).all()
+    others = np.delete(masks, [0, 7], axis=1).mean(0)
+    assert np.abs(others - 0.5).max() < 5 * np.sqrt(0.25 / 500)
+    assert plan == SubsetPlan(10, without=(0, 7))
+    documents = [SubsetPlan(10, without=rows).to_dict() for rows in ([0, 7], [0, 8], [])]
+    assert documents[0] != documents[1]
+    assert documents[2] == {"rows": 10, "share": 0.5, "repeats": 1, "seed": 0}  # that of old sets
+    for rows in ([10], [-1]):
+        with pytest.raises(TrakStoreError, match=r"positions in 0\.\.9"):
+            SubsetPlan(10, without=rows)
+    with pytest.raises(TrakStoreError, match=r"of 1$"):
+        SubsetPlan(10, without=range(9))
+
+
+def test_a_subset_has_the_rows_that_its_share_says() -> None:
+    """0.29 of 100 is 28.999999999999996 in floating point, and so are many others."""
+    for hundredths in range(1, 101):
+        for rows in (100, 1000, 10**8):
+            assert SubsetPlan(rows, share=hundredths / 100).size == hundredths * rows // 100
+    assert SubsetPlan(300, share=1 / 3).size == 100
+    assert SubsetPlan(7, share=0.5).size == 3
+    # A set of before, of 28 rows, does not go on with 29.
+    assert SubsetPlan(100, share=0.29).to_dict() == {
+        "rows": 100, "share": 0.29, "repeats": 1, "seed": 0, "size": 29
+    }  # fmt: skip
+    assert "size" not in SubsetPlan(100, share=0.3).to_dict()
+
+
+class Counted:
+    """Knows its number of targets before it trains."""
+
+    def count_targets(self) -> int:
+        return 6
+
+    def __call__(self, subsets: Any, _seeds: Any) -> Retrained:
+        raise AssertionError(f"{len(subsets)} models should not be trained")
+
+
+def test_other_targets_are_refused_before_they_are_stored(place: Path) -> None:
+    with pytest.raises(TrakStoreError, match="of 6 targets: needed 3 or 5"):
+        retrain(Counted(), place, "x", PLAN, 4, targets=(5, 3))
+    retrain(linear, place, "x", PLAN, 2, targets=[TARGETS])
+    for trainer in (Counted(), lambda s, _: Retrained(np.zeros((len(s), 6), np.float32))):
+        with pytest.raises(TrakStoreError, match=f"of 6 targets: needed {TARGETS}"):
+            retrain(trainer, place, "x", PLAN, 4)
+    with pytest.raises(TrakStoreError, match=f"of {TARGETS} targets: needed 6"):
+        retrain(linear, place, "x", PLAN, 4, targets=[6])
+    assert retrained_models(place, "x").sizes["model"] == 2
+
+
+@pytest.mark.parametrize("classes", [np.zeros((4, 1), int), np.zeros((4, 3))])
+def test_classes_that_do_not_fit_are_refused_before_they_are_stored(
+    place: Path, classes: Any
+) -> None:
+    with pytest.raises(TrakStoreError, match=r"predicted classes of shape \(4, 3\)"):
+        retrain(
+            lambda s, _: Retrained(np.zeros((len(s), 3), np.float32), classes), place, "x", PLAN, 4
+        )
+    with pytest.raises(NotFoundError, match="no models"):
+        retrained_models(place, "x")
+
+
 def test_a_stopped_run_goes_on_and_models_are_added(place: Path) -> None:
     stopped, told = Stopping(2), []
     with pytest.raises(KeyboardInterrupt):

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import SpecMismatchError, TrakStoreError
+from trakstore.evaluation.retraining import retrain
 from trakstore.evaluation.training import SubsetTrainer
+from trakstore.features.outputs import as_output
 from trakstore.sampling import SubsetPlan
 
 generator = torch.Generator().manual_seed(0)
@@ -56,9 +58,15 @@ def optimisers() -> list[Any]:
 def by_hand(
     make: Any, mask: Any, seed: int, optimizer: Any, epochs: int, size: int, schedule: Any = None
 ) -> Any:
-    """One model by the loop that everyone writes."""
+    """What one model says that the loop which everyone writes has trained."""
+    return asked(trained_by_hand(make, mask, seed, optimizer, epochs, size, schedule))
+
+
+def trained_by_hand(
+    make: Any, mask: Any, seed: int, optimizer: Any, epochs: int, size: int, schedule: Any = None
+) -> nn.Module:
     torch.manual_seed(seed)
-    model = make().train()
+    model: nn.Module = make().train()
     steps, rng = optimizer(model.parameters()), np.random.default_rng(seed)
     rates = schedule and schedule(steps)
     for _ in range(epochs):
@@ -68,6 +76,10 @@ def by_hand(
             steps.step()
             if rates is not None:
                 rates.step()
+    return model
+
+
+def asked(model: nn.Module) -> Any:
     with torch.no_grad():
         logits = model.eval()(images[:7] + 0.1)
     own = logits.gather(1, labels[:7, None])[:, 0]
@@ -130,6 +142,233 @@ def test_what_a_trainer_tells_of_itself() -> None:
         assert {key for key in first if first[key] != changed[key]} == {name}
         json.dumps(changed, allow_nan=False)
     assert told(make_model=with_batch_norm).to_dict()["model"] != first["model"]
+
+
+def with_tanh() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2))
+
+
+def rates(lr: float, steps: Any = ()) -> Any:
+    return lambda weights: torch.optim.SGD(weights, lr=lr, momentum=0.1 * len(steps))
+
+
+OTHERS: dict[str, Any] = {
+    "make_model": (plain, with_tanh),  # of the same shapes
+    "optimizer": (rates(0.1), rates(1e-6)),
+    "schedule": tuple(
+        partial(lambda rate, optimizer, _: torch.optim.lr_scheduler.StepLR(optimizer, 1, rate), one)
+        for one in (0.5, 0.25)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_set_is_not_continued_by_other_functions(name: str) -> None:
+    first, other = (
+        SubsetTrainer(
+            **{"make_model": plain, "epochs": 1, name: function}, train=train, targets=targets
+        )
+        for function in OTHERS[name]
+    )
+    place = f"memory://functions-{name}"
+    retrain(first, place, "halves", plan, 2)
+    assert retrain(first, place, "halves", plan, 3).sizes["model"] == 3
+    with pytest.raises(SpecMismatchError, match=name):
+        retrain(other, place, "halves", plan, 4)
+
+
+@pytest.mark.parametrize("code", [None, {"python": "3.9", "make_model": "0123"}])
+def test_a_set_whose_code_is_not_known_goes_on(code: Any) -> None:
+    trainer = SubsetTrainer(plain, train, targets, epochs=1, optimizer=rates(0.1))
+
+    class Older:
+        """As one that was stored before functions had digests, or by another Python."""
+
+        def __call__(self, *given: Any) -> Any:
+            return trainer(*given)
+
+        def to_dict(self) -> dict[str, Any]:
+            told = {k: v for k, v in trainer.to_dict().items() if k != "code"}
+            return told if code is None else {**told, "code": code}
+
+    place = f"memory://older-{code is None}"
+    retrain(Older(), place, "halves", plan, 2)
+    assert retrain(trainer, place, "halves", plan, 3).sizes["model"] == 3
+    slower = SubsetTrainer(plain, train, targets, epochs=2, optimizer=rates(0.1))
+    with pytest.raises(SpecMismatchError, match=r"epochs: theirs has 1, this one 2; choose"):
+        retrain(slower, place, "halves", plan, 4)
+
+
+class Tied(nn.Module):
+    """One tensor under two names, and a third: the head is the embedding's transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Linear(36, 2, bias=False), nn.Linear(36, 2)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.embedding(x.flatten(1))) + self.head(x.flatten(1))
+
+
+class Buffered(nn.Module):
+    """Buffers that no state dict has: drawn for each model, and followed in training."""
+
+    level: Tensor
+    seen: Tensor
+    drawn: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(36, 2)
+        self.register_buffer("drawn", torch.randn(36), persistent=False)
+        self.register_buffer("level", torch.zeros(36), persistent=False)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1) * self.drawn
+        if self.training:
+            # Another tensor takes the name; the one that was there is not written into.
+            self.level = 0.5 * self.level + 0.5 * x.detach().mean(0)
+            self.seen = self.seen + 1
+        logits: Tensor = self.linear(x - 5 * self.level)
+        return logits
+
+
+class Attribute(nn.Module):
+    """A tensor that each model draws, which is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.signs = nn.Linear(36, 2), torch.randn(36).sign()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.flatten(1) * self.signs)
+        return logits
+
+
+@pytest.mark.parametrize("make", [Tied, Buffered, Attribute, with_batch_norm])
+def test_weights_and_buffers_are_those_of_a_plain_loop(make: Any, caplog: Any) -> None:
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    trainer = SubsetTrainer(make, train, targets, epochs=3, batch_size=10, optimizer=sgd)
+    masks, seeds = plan.masks(0, 3), plan.seeds(0, 3)
+    with caplog.at_level(logging.WARNING, logger="trakstore"):
+        found, states = trainer(masks, seeds), trainer.fit(masks, seeds)
+    said = "their signs is no parameter or buffer, and differs"
+    assert (said in caplog.text) == (make is Attribute)
+    assert ("one after the other" in caplog.text) == (make is Attribute)
+    for i in range(3):
+        model = trained_by_hand(make, masks[i], int(seeds[i]), sgd, 3, 10)
+        wanted = model.state_dict()
+        assert states[i].keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(states[i][name], value, rtol=1e-3, atol=1e-4)
+        output, predicted = asked(model)
+        np.testing.assert_allclose(found.output[i], output, rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(found.predicted[i], predicted)  # type: ignore[index]
+        other = make()
+        other.load_state_dict(states[i])  # as a job does
+    if make is Tied:
+        assert torch.equal(states[0]["head.weight"], states[0]["embedding.weight"])
+        assert other.head.weight is other.embedding.weight
+
+
+def test_one_module_for_all_models_begins_alike_each_time() -> None:
+    """As a model that was trained before and is trained on: it is as it was given afterwards."""
+    model = with_batch_norm()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = SubsetTrainer(lambda: model, train, targets, epochs=2, batch_size=10)
+    masks = plan.masks(0, 3)
+    first, again = (trainer(masks, np.arange(3)) for _ in range(2))
+    np.testing.assert_array_equal(first.output, again.output)
+    assert np.ptp(first.output, axis=0).min() > 0.01
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    states = trainer.fit(masks, np.arange(3))
+    assert not torch.equal(states[0]["0.weight"], states[1]["0.weight"])
+
+
+@pytest.mark.parametrize("which", ["target", "train row"])
+def test_what_has_no_output_is_refused_before_training(which: str) -> None:
+    """A label of a third class, which the model does not know."""
+    steps = []
+
+    class Counted(torch.optim.SGD):
+        def step(self, *given: Any) -> Any:
+            steps.append(1)
+            return super().step(*given)
+
+    wrong = labels.clone()
+    wrong[5] = 2
+    data = [TensorDataset(images, wrong), targets]
+    if which == "target":
+        data = [train, TensorDataset(images[:7], wrong[:7])]
+    trainer = SubsetTrainer(plain, *data, optimizer=partial(Counted, lr=0.1))
+    with pytest.raises(TrakStoreError, match=f"{which} 5 has no margin before anything is trained"):
+        trainer(plan.masks(0, 2), np.arange(2))
+    assert not steps
+    assert trainer.count_targets() == 7
+
+
+def gpt2() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    off = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    config = transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, **off)
+    model: nn.Module = transformers.GPT2LMHeadModel(config)
+    return model
+
+
+SMALL = {
+    "vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}  # fmt: skip
+
+
+def llama() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    model: nn.Module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
+    return model
+
+
+def bert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    off = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    config = transformers.BertConfig(**SMALL, **off, num_labels=3)
+    model: nn.Module = transformers.BertForSequenceClassification(config)
+    return model
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, bert])
+def test_models_of_transformers(make: Any) -> None:
+    """Tied heads, rotary frequencies and position ids: none of which a state dict need have."""
+    ids = torch.randint(1, 20, (24, 7), generator=torch.Generator().manual_seed(1))
+    samples = [{"input_ids": row} for row in ids]
+    if make is bert:
+        samples = [{**one, "labels": torch.tensor(i % 3)} for i, one in enumerate(samples)]
+    output = "margin" if make is bert else "causal_lm"
+    trainer = SubsetTrainer(make, samples, samples[:5], output=output, epochs=2, batch_size=5)
+    masks, seeds = SubsetPlan(24).masks(0, 2), np.arange(2)
+    found, states = trainer(masks, seeds), trainer.fit(masks, seeds)
+    collate = torch.utils.data.default_collate
+    for i in range(2):
+        torch.manual_seed(i)
+        model = make().train()
+        steps = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        rng, rows = np.random.default_rng(i), np.flatnonzero(masks[i])
+        for _ in range(2):
+            for at in torch.from_numpy(rng.permutation(rows)).split(5):
+                batch = collate([samples[j] for j in at])
+                steps.zero_grad()
+                as_output(output)(model, batch).loss.mean().backward()
+                steps.step()
+        wanted = model.state_dict()
+        assert states[i].keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(states[i][name], value, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            values = as_output(output)(model.eval(), collate(samples[:5])).output
+        np.testing.assert_allclose(found.output[i], values, rtol=1e-4, atol=1e-4)
+        make().load_state_dict(states[i])
 
 
 def test_the_global_generator_is_left_alone() -> None:

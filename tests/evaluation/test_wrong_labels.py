@@ -25,6 +25,16 @@ def test_by_hand() -> None:
     assert found.precision == 0.5
 
 
+def test_equal_scores_have_no_order() -> None:
+    """Of two places, one is for three samples that tie, of which one is wrong."""
+    scores, wrong = np.array([9.0, 5, 5, 5, 1]), np.array([True, True, False, False, False])
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(5)
+        assert detection(scores[order], wrong[order]).precision == pytest.approx((1 + 1 / 3) / 2)
+    assert detection(np.zeros(10), np.arange(10) < 3).precision == pytest.approx(0.3)
+    assert detection(np.zeros(10), np.arange(10) >= 7).precision == pytest.approx(0.3)
+
+
 def test_the_interval_holds_the_truth() -> None:
     """Scores one standard deviation apart have an AUC of Φ(1/√2) = 0.760."""
     held = 0
@@ -52,6 +62,8 @@ def test_noise_is_planted_as_said(rng: np.random.Generator) -> None:
         ([1.0, 2.0], [False, False]),
         ([1.0, 2.0], [True]),
         ([1.0, np.nan], [True, False]),
+        (["a", "b"], [True, False]),
+        ([[1.0], [2.0, 3.0]], [True, False]),
     ],
 )
 def test_bad_input(scores: Any, wrong: Any) -> None:

@@ -132,6 +132,18 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
     fails(SpecMismatchError, "holds .*projection", **options)
 
 
+def test_groups_with_rates_of_their_own_have_none_in_common(tmp_path: Path) -> None:
+    callback = trainer_callback({"train": ragged()}, tmp_path / "s.zarr", projector=IDENTITY)
+    training = trainer(tmp_path / "out", callback, max_steps=2)
+    first, *others = training.model.parameters()
+    groups = [{"params": [first], "lr": 0.1}, {"params": others, "lr": 0.01}]
+    training.optimizer = torch.optim.SGD(groups)
+    training.train()
+    store = ts.open_store(tmp_path / "s.zarr")
+    assert {store.split(e, "train").spec.learning_rate for e in store.epochs} == {None}
+    assert not Job(model(), {"train": ragged()}, checkpoints=tmp_path / "out").learning_rates
+
+
 def test_the_trainers_autocast_is_recorded(tmp_path: Path) -> None:
     callback = trainer_callback({"train": ragged()}, tmp_path / "s.zarr", projector=IDENTITY)
     trainer(tmp_path / "out", callback, bf16=True, max_steps=2).train()

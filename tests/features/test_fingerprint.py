@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trakstore.features.fingerprint import checkpoint_hash, dataset_fingerprint
+from trakstore.features.fingerprint import (
+    _sample_hash,
+    checkpoint_hash,
+    dataset_fingerprint,
+    whole_digest,
+)
 
 
 class Holder(nn.Module):
@@ -103,3 +108,16 @@ def test_hashes_of_dense_weights_are_as_they_were() -> None:
     model = Holder(torch.arange(3, dtype=torch.float32))
     told = b"held torch.float32 (3,);" + np.arange(3, dtype=np.float32).tobytes()
     assert checkpoint_hash(model) == hashlib.sha256(told).hexdigest()
+
+
+def test_no_other_ids_have_the_same_fingerprint() -> None:
+    data = [torch.zeros(2)] * 3
+    several = (["a;b", "c", "d"], ["a", "b;c", "d"], ["a\\", ";b;c", "d"], ["a\\;b", "c", "d"])
+    for fingerprint in (dataset_fingerprint, whole_digest):
+        assert len({fingerprint(data, np.array(ids)) for ids in several}) == len(several)
+    # Those of ids without either are as they were.
+    digest = hashlib.sha256()
+    for index in range(3):
+        digest.update(_sample_hash(data[index]))
+    digest.update(b"a;b;c;")
+    assert whole_digest(data, np.array(["a", "b", "c"])) == digest.hexdigest()

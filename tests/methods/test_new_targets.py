@@ -27,6 +27,7 @@ def test_whitened_scores_are_those_of_a_split_and_mixed_ones_are_refused(tmp_pat
     columns = {0: {n: split.column(n).read(0, 3) for n in ("features", "out_to_loss", "norm")}}
     plain = of_new_targets(ts.whitened_cos_scores(store), columns, np.arange(3))
     np.testing.assert_array_equal(plain, ts.whitened_cos_scores(store, targets="new"))
+    assert plain.target_positions is None  # they are no rows of the split that the others are of
     # A kernel with other targets in it gives other scores.
     mixed = ts.whitened_cos_scores(store, mix=0.9)
     with pytest.raises(TrakStoreError, match=r"kernel with mix 0\.9 of their own targets"):

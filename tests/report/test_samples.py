@@ -38,6 +38,11 @@ def test_images_keep_their_pixels() -> None:
     np.testing.assert_allclose(found, wanted, atol=1)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (0,), (3, 0, 4)])
+def test_of_an_image_without_pixels_its_shape_is_said(shape: tuple[int, ...]) -> None:
+    assert str(shape) in str(show_sample(np.zeros(shape)))
+
+
 def test_large_images_become_small() -> None:
     shown = show_sample(np.random.default_rng(0).random((500, 1000, 3)))
     assert pixels(shown).shape == (64, 128, 3) and shown.image.startswith("data:image/jpeg")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class GradientRows:
         Its projector is the identity.
     reader : WatchedReader
         Reader of the rows of the whole split. Labels that it draws are kept, so that all passes are
-        over the same rows.
+        over the same rows, whose losses are scaled as those of the stored split are.
     rows : ndarray of int64
         Positions of the rows that are taken.
     at_once : int
@@ -80,6 +80,10 @@ class GradientRows:
         batches = Batches.of(job.model, output, samples.dataset, device, job.collate)
         reader = BatchReader(batches, job.batch_size)
         labels = samples.labels(job.model, output)
+        if labels is not None:
+            # The store's rows begin the solution, and give λ. Where an earlier version left them as
+            # they are, scaled ones would be of another kernel.
+            labels = replace(labels, loss_scale=split.spec.loss_scale)
         where = f"{split.name} at epoch {split.epoch}"
         return cls(
             engine, WatchedReader(reader, engine, labels, where), rows, job.batch_size, where
@@ -105,7 +109,9 @@ class GradientRows:
             yield slice(start, stop), gradients
 
     def _gradients(self, rows: NDArray[np.int64], batch: Any) -> Tensor:
-        features, outputs = self.engine.rows(self.reader.labelled(rows, batch))
+        labels, batch = self.reader.labels, self.reader.labelled(rows, batch)
+        own = self.engine.rows(batch)
+        features, outputs = own if labels is None else labels.scaled(batch, own)
         # A loss gradient is −q times that of the output. Both sides of a score have the sign.
         return (features * outputs.out_to_loss.to(features)[:, None]).detach()
 

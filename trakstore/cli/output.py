@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -105,8 +107,15 @@ def error_line(message: object, kind: str = "error") -> None:
     print(f"{kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
 def tolerant_streams() -> None:
-    """Let characters that the terminal's encoding lacks become ``?`` instead of an error."""
+    """Let output go nowhere where there are no streams, and characters that one lacks become ``?``."""
+    # Python has none where the process was started without (`>&-`), as services and windows are.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

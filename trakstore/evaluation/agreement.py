@@ -63,9 +63,7 @@ def stability(
     """
     if not isinstance(runs, Iterable):
         raise TrakStoreError(f"needed the scores of two or more runs, got {shown(runs)}")
-    runs = list(runs)
-    for run in runs:
-        need_matrix(run)
+    runs = [need_matrix(run) for run in runs]
     shapes = {tuple(run.shape) for run in runs}
     if len(runs) < 2 or len(shapes) > 1:
         raise TrakStoreError(

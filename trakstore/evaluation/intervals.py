@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.quantities import as_number, as_whole
 
 
@@ -38,6 +38,8 @@ def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[floa
     ------
     TrakStoreError
         There are no numbers, or ``level`` is out of range.
+    NumericsError
+        A number is infinite.
 
     Examples
     --------
@@ -48,6 +50,8 @@ def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[floa
     known = known[~np.isnan(known)]
     if not known.size:
         raise TrakStoreError("there is nothing to take the mean of")
+    if np.isinf(known).any():
+        raise NumericsError("some numbers are infinite: they have no mean")
     rng = np.random.default_rng(as_whole(seed, "seed", 0))
     rows = rng.integers(known.size, size=(2000, known.size))
     return float(known.mean()), *central(known[rows].mean(axis=1), level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.evaluation.intervals import central
+from trakstore.evaluation.stored_places import target_places, train_places
 from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_number, as_whole
+from trakstore.sampling import SubsetPlan
 from trakstore.scores.rank_correlation import centred_ranks, row_correlation
 from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
 F64 = NDArray[np.float64]
 _COLUMNS = 2**14  # train rows whose subsets are made numbers at once
+_SUBSETS = 3  # fewest different subsets that a rank correlation can be taken over
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,8 @@ class LDS:
         Share of the resampled means that lie in the interval.
     resampled : ndarray of float64, shape (resamples,)
         Means of the bootstrap; of two scores against the same models, equal seeds give pairs.
+    models : str
+        Digest of the models' outputs: equal for scores that were compared with the same models.
 
     Examples
     --------
@@ -55,6 +61,7 @@ class LDS:
     subsets: int
     level: float
     resampled: F64 = field(repr=False)
+    models: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,11 @@ def lds(
     scores : Scores, DataArray or array, shape (m, n)
         Positive where training on a sample raises the target's output.
     subsets : ndarray of bool, shape (models, n)
-        Train rows of each model. Models of equal subsets count as one, with their mean output.
+        Train rows of each model: those of the scores, or all stored ones, as in
+        :func:`predicted_outputs`. Models of equal subsets count as one, with their mean output.
     outputs : ndarray, shape (models, m)
-        f(z; θ(S_j)), such as the margin: the higher, the surer.
+        f(z; θ(S_j)), such as the margin: the higher, the surer. Of the scores' targets, or of all
+        stored ones, masked or not.
     level : float
         Share of the resampled means that lie in the interval.
     resamples : int
@@ -144,13 +153,15 @@ def lds(
     """
     level = as_number(level, "level", above=0, most=1)
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
-    need_matrix(scores)
+    scores = need_matrix(scores)
     subsets, truth = _averaged(as_mask(subsets, "subsets"), np.asarray(outputs, np.float64))
-    if truth.shape[1] != scores.shape[0]:
+    targets = target_places(scores).columns(truth.shape[1])
+    if targets is None:
         raise TrakStoreError(
             f"outputs are of {truth.shape[1]} targets, scores of {scores.shape[0]}: needed the same"
         )
-    predicted = predicted_outputs(scores, subsets, memory_limit)
+    truth = truth.take(targets, axis=1)
+    predicted = _joined(*_sums(scores, subsets, memory_limit))
     # Ranks, since scores predict outputs up to a scale that nobody knows: only their order counts.
     a, b = centred_ranks(predicted), centred_ranks(truth.T)
     correlation = row_correlation(a, b)
@@ -160,7 +171,8 @@ def lds(
     means = _resampled(a, b, resamples, np.random.default_rng(seed))
     low, high = central(means, level)
     mean, empty = float(correlation.mean()), int(constant.sum())
-    return LDS(mean, low, high, correlation, empty, len(subsets), level, means)
+    models = hashlib.sha256(truth.tobytes()).hexdigest()
+    return LDS(mean, low, high, correlation, empty, len(subsets), level, means, models)
 
 
 def lds_difference(one: LDS, other: LDS) -> Difference:
@@ -191,6 +203,10 @@ def lds_difference(one: LDS, other: LDS) -> Difference:
         raise TrakStoreError(
             f"needed LDS of the same targets, subsets, resamples and level, got {kinds}"
         )
+    if one.models and other.models and one.models != other.models:
+        raise TrakStoreError(
+            "needed LDS against the same models: the outputs of these differ, so they make no pairs"
+        )
     return Difference(one.mean - other.mean, *central(one.resampled - other.resampled, one.level))
 
 
@@ -204,7 +220,9 @@ def predicted_outputs(
     scores : Scores, DataArray or array, shape (m, n)
         Scores of m targets with n train samples.
     subsets : ndarray of bool, shape (subsets, n)
-        Train rows in each subset.
+        Train rows in each subset. Of ``Scores`` with masked rows, n may be the number of all stored
+        rows, as in a :class:`SubsetPlan`: their ``train_positions`` are the columns that count, and
+        what a masked row does to a model is not predicted.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -225,19 +243,62 @@ def predicted_outputs(
     >>> predicted_outputs(scores, np.array([[True, False, True], [False, True, False]]))
     array([[5., 2.]])
     """
-    need_matrix(scores)
-    subsets = as_mask(subsets, "subsets")
-    if subsets.ndim != 2 or subsets.shape[1] != scores.shape[1]:
+    return _sums(need_matrix(scores), as_mask(subsets, "subsets"), memory_limit)[0]
+
+
+def _sums(
+    scores: Matrix, subsets: NDArray[np.bool_], memory_limit: int | str | None
+) -> tuple[F64, F64]:
+    """Sum the scores over each subset, (m, subsets), and their magnitudes over all train rows, (m,)."""
+    places = train_places(scores)
+    columns = places.columns(subsets.shape[1]) if subsets.ndim == 2 else None
+    if columns is None:
+        needed = " or ".join(map(str, sorted(places.widths)))
         raise TrakStoreError(
-            f"scores of {scores.shape} need subsets of {scores.shape[1]} train rows, got an array "
-            f"of shape {subsets.shape}"
+            f"scores of {scores.shape} need subsets of {needed} train rows, got an array of shape "
+            f"{subsets.shape}"
         )
-    sums = np.zeros((scores.shape[0], len(subsets)))
+    sums, magnitudes = np.zeros((scores.shape[0], len(subsets))), np.zeros(scores.shape[0])
     for start, stop, rows in target_windows(scores, memory_limit):
+        magnitudes[start:stop] = np.abs(rows).sum(axis=1)
         for low, high in ranges(scores.shape[1], _COLUMNS):
             # Only so many columns at once: subsets in float64 take eight times their own memory.
-            sums[start:stop] += rows[:, low:high] @ subsets[:, low:high].T.astype(np.float64)
-    return sums
+            chosen = subsets.take(columns[low:high], axis=1).T.astype(np.float64)
+            sums[start:stop] += rows[:, low:high] @ chosen
+    return sums, magnitudes
+
+
+def _joined(sums: F64, magnitudes: F64) -> F64:
+    """Make sums equal that only the order of their terms tells apart.
+
+    Scores that are the same for many train rows, as those of a class, have sums that are equal but for
+    rounding: ranked as they are, they would have an order by chance in place of ties.
+    """
+    order = np.argsort(sums, axis=1, kind="stable")
+    ascending = np.take_along_axis(sums, order, axis=1)
+    # Rounding leaves about 1e-16 of the terms' magnitudes; scores of float32 tell apart 1e-8 of them.
+    apart = np.diff(ascending, axis=1) > 1e-12 * magnitudes[:, None]
+    first = np.where(np.insert(apart, 0, True, axis=1), np.arange(sums.shape[1]), 0)
+    first = np.maximum.accumulate(first, axis=1)
+    joined = np.empty_like(sums)
+    np.put_along_axis(joined, order, np.take_along_axis(ascending, first, axis=1), axis=1)
+    return joined
+
+
+def check_subsets(plan: SubsetPlan, models: int) -> None:
+    """Refuse a plan whose first models have too few different subsets, before they are trained."""
+    different: set[bytes] = set()
+    # One model at a time, until there are enough: masks of all models of a large split fill the memory.
+    for model in range(models):
+        different.add(plan.masks(model, model + 1).tobytes())
+        if len(different) == _SUBSETS:
+            return
+    _need_three(len(different))
+
+
+def _need_three(different: int) -> None:
+    if different < _SUBSETS:
+        raise TrakStoreError(f"a rank correlation needs three different subsets, got {different}")
 
 
 def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool_], F64]:
@@ -255,8 +316,7 @@ def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool
         raise NumericsError("outputs of the models hold NaN or inf: leave those models out")
     packed = np.packbits(subsets, axis=1)
     _, first, subset = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-    if len(first) < 3:
-        raise TrakStoreError(f"a rank correlation needs three different subsets, got {len(first)}")
+    _need_three(len(first))
     total = np.zeros((len(first), outputs.shape[1]))
     np.add.at(total, subset.reshape(-1), outputs)
     means = total / np.bincount(subset.reshape(-1))[:, None]

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.retraining import Trainer, retrain
+from trakstore.evaluation.stored_places import target_places, train_places
 from trakstore.passes.rows import whole_column
 from trakstore.quantities import as_whole, as_wholes
+from trakstore.sampling import without_rows
 from trakstore.scores.factored import Scores
 from trakstore.scores.top_k import top_k
 from trakstore.scores.windows import Matrix, need_labels, need_matrix
@@ -34,19 +36,22 @@ class RemovalPlan:
     Attributes
     ----------
     rows : int
-        Number of train rows.
+        Number of train rows, those in ``without`` among them.
     removed : sequence of ndarray of int64
         Positions of the rows that are left out, one array for each removal.
     repeats : int
         Models of each removal.
     seed : int
         Seed that the models' seeds follow from.
+    without : ndarray of int64
+        Positions of rows that no model has, such as masked ones.
     """
 
     rows: int
     removed: Sequence[NDArray[np.int64]]
     repeats: int
     seed: int
+    without: NDArray[np.int64]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that the models follow from; of the positions, a digest."""
@@ -54,11 +59,12 @@ class RemovalPlan:
         for one in self.removed:
             digest.update(f"{len(one)}:".encode() + one.astype("<i8").tobytes())
         numbers = {"rows": self.rows, "repeats": self.repeats, "seed": self.seed}
-        return {**numbers, "removed": digest.hexdigest()}
+        return {**numbers, "removed": digest.hexdigest(), **without_rows(self.without)}
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Rows of models start..stop, shape (models, rows)."""
         masks = np.ones((stop - start, self.rows), dtype=bool)
+        masks[:, self.without] = False
         for mask, q in zip(masks, range(start, stop), strict=True):
             mask[self.removed[q // self.repeats]] = False
         return masks
@@ -90,12 +96,16 @@ def counterfactual(
 ) -> xr.Dataset:
     """Train without each target's highest scored samples, and without as many others.
 
+    Models are trained on subsets of all rows of the stored split, masked or not, as :func:`top_k` and
+    data sets count them. Rows that the scores do not have, such as masked ones, are in no subset.
+
     Parameters
     ----------
     scores : Scores, DataArray or array, shape (m, n)
-        Scores of m targets with n train samples.
+        Scores of m targets with n train samples; arrays have all rows.
     trainer : callable
-        As for :func:`~trakstore.evaluation.retraining.retrain`.
+        As for :func:`~trakstore.evaluation.retraining.retrain`; gives outputs for all rows of the
+        targets' stored split, or for the m targets alone.
     store, name
         Place and name of the models, which are kept: a run that is stopped goes on.
     sizes : sequence of int
@@ -128,7 +138,8 @@ def counterfactual(
     Raises
     ------
     TrakStoreError
-        Sizes or targets out of range; a class with fewer other rows than a size.
+        Sizes or targets out of range; a class with fewer other rows than a size; outputs for another
+        number of targets.
     SpecMismatchError
         The name is that of other removals.
 
@@ -142,28 +153,40 @@ def counterfactual(
     >>> found["change"].sel(removal="top").values[0].round(2).tolist()
     [0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
     """
-    need_matrix(scores)
+    scores = need_matrix(scores)
     chosen = np.arange(scores.shape[0])
     if targets is not None:
         chosen = np.array(as_wholes(targets, "targets"), dtype=np.int64)
     sizes = as_wholes(sizes, "sizes")
     repeats, seed = as_whole(repeats, "repeats", 1), as_whole(seed, "seed", 0)
     _check(scores.shape, chosen, sizes)
+    train, target = train_places(scores), target_places(scores)
     lists = _top_lists(scores, chosen, max(sizes), memory_limit)
     classes, kinds = _labels(scores, labels), removal_kinds(scores, labels)
     # The seed's other streams are those of the models' seeds and of subsets: 3 is for removals alone.
     rng = np.random.default_rng([seed, 3])
     removed = [np.zeros(0, dtype=np.int64)]  # models that have all rows
     for size, kind in product(sizes, kinds):
-        for target, first in zip(chosen.tolist(), lists, strict=True):
+        for row, first in zip(chosen.tolist(), lists, strict=True):
             own = classes if kind == "same_class" else None
-            drawn = first[:size] if kind == "top" else _drawn(rng, size, target, own, scores)
-            removed.append(drawn)
-    plan = RemovalPlan(scores.shape[1], removed, repeats, seed)
+            if kind == "top":
+                removed.append(first[:size])
+            else:
+                removed.append(train.positions[_drawn(rng, size, row, own, scores)])
+    plan = RemovalPlan(train.rows, removed, repeats, seed, train.left_out)
     models = retrain(
-        trainer, store, name, plan, len(removed) * repeats, at_once=at_once, finished=finished
+        trainer,
+        store,
+        name,
+        plan,
+        len(removed) * repeats,
+        at_once=at_once,
+        finished=finished,
+        targets=target.widths,
     )
-    return _compared(models, repeats, kinds, sizes, chosen)
+    outputs = target.columns(models.sizes["target"])
+    assert outputs is not None, "retrain refuses outputs of other targets"
+    return _compared(models, repeats, kinds, sizes, chosen, outputs[chosen])
 
 
 def removal_kinds(scores: Matrix, labels: tuple[Any, Any] | None = None) -> tuple[str, ...]:
@@ -182,14 +205,11 @@ def _check(shape: tuple[int, ...], chosen: NDArray[np.int64], sizes: Sequence[in
 def _top_lists(
     scores: Matrix, chosen: NDArray[np.int64], k: int, memory_limit: int | str | None
 ) -> NDArray[np.int64]:
-    """Columns of the k highest scores of each target, shape (targets, k)."""
+    """Stored positions of the k highest scores of each target, shape (targets, k)."""
     if isinstance(scores, np.ndarray):
         scores = xr.DataArray(scores, dims=("target", "train"))
-    columns = top_k(scores.isel(target=chosen), k, memory_limit=memory_limit)["position"].values
-    # Positions count masked rows of the stored split; a trainer knows the columns of the scores.
-    if isinstance(scores, Scores) and scores.train_positions is not None:
-        columns = np.searchsorted(whole_column(scores.train_positions), columns)
-    return np.asarray(columns, dtype=np.int64)
+    lists = top_k(scores.isel(target=chosen), k, memory_limit=memory_limit)
+    return np.asarray(lists["position"].values, dtype=np.int64)
 
 
 def _labels(
@@ -212,7 +232,7 @@ def _drawn(
     classes: tuple[NDArray[Any], NDArray[Any]] | None,
     scores: Matrix,
 ) -> NDArray[np.int64]:
-    """Draw rows from all, or where classes are given from those of the target's class."""
+    """Draw columns of the scores, where classes are given from those of the target's class."""
     members = np.arange(scores.shape[1])
     if classes is not None:
         members = np.flatnonzero(classes[0] == classes[1][target])
@@ -229,8 +249,12 @@ def _compared(
     kinds: Sequence[str],
     sizes: Sequence[int],
     chosen: NDArray[np.int64],
+    outputs: NDArray[np.int64],
 ) -> xr.Dataset:
-    """Compare the outputs, and the classes where there are some, with those of models with all rows."""
+    """Compare the outputs, and the classes where there are some, with those of models with all rows.
+
+    ``outputs`` are the chosen targets' columns of what the models gave.
+    """
     dims, at = ("removal", "size", "target"), np.arange(len(chosen))
     coords = {"removal": list(kinds), "size": list(sizes), "target": chosen}
 
@@ -240,7 +264,7 @@ def _compared(
         The second has the shape (kinds, sizes, targets, repeats).
         """
         # Models come as they were planned: without a removal, then by size, kind, target, repeat.
-        values = models[name].values[:, chosen].reshape(-1, repeats, len(chosen))
+        values = models[name].values[:, outputs].reshape(-1, repeats, len(chosen))
         after = values[1:].reshape(len(sizes), len(kinds), len(chosen), repeats, len(chosen))
         return values[0], after[:, :, at, :, at].transpose(2, 1, 0, 3)
 

@@ -1,8 +1,7 @@
 """Models trained on parts of the data, kept in the store: made where they are missing, or brought."""
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -11,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from trakstore.errors import NumericsError, SpecMismatchError, TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
+from trakstore.evaluation.same_trainer import check_plan, description
 from trakstore.named import blamed_on
 from trakstore.passes.dask_cluster import active_client, cluster_errors
 from trakstore.planning import ranges
@@ -65,7 +65,6 @@ class Retrained(NamedTuple):
 
 
 Trainer: TypeAlias = Callable[[NDArray[np.bool_], NDArray[np.int64]], Retrained]
-_TRAINER = "trainer"  # key in a stored plan of the trainer's own description
 
 
 def retrain(
@@ -77,6 +76,7 @@ def retrain(
     *,
     at_once: int = 50,
     finished: Callable[[int], None] | None = None,
+    targets: Collection[int] | None = None,
 ) -> xr.Dataset:
     """Train models on the subsets of a plan, as many as are missing of the first ``models``.
 
@@ -89,7 +89,8 @@ def retrain(
         Of subsets (g, n) of bool and seeds (g,) of int64; gives a :class:`Retrained` with outputs
         (g, m). A :class:`SubsetTrainer`, or anything that can be pickled for a cluster. What its
         ``to_dict()`` gives, where it has one, is stored with the models: plain values for JSON, equal
-        for trainers that train alike.
+        for trainers that train alike. What ``count_targets()`` gives, where it has one, is m, which is
+        known then before anything is trained.
     store : FeatureStore or its place
         A place may have models before it is a store.
     name : str
@@ -102,6 +103,8 @@ def retrain(
         Models that are trained together, and lost together when the run is stopped.
     finished : callable, optional
         Called with the number of models that were added.
+    targets : collection of int, optional
+        Numbers of targets m that will do; any when None. Others are refused before they are stored.
 
     Returns
     -------
@@ -113,8 +116,8 @@ def retrain(
     SpecMismatchError
         The name is that of models of another plan, or that another trainer made.
     TrakStoreError
-        The trainer gave something else than (g, m) numbers, or describes itself by what is not JSON;
-        a trainer, plan or ``finished`` that cannot be called.
+        The trainer gave something else than (g, m) numbers, or of other targets, or describes itself
+        by what is not JSON; a trainer, plan or ``finished`` that cannot be called.
     NumericsError
         A model's outputs are not finite.
     LocationError
@@ -135,10 +138,13 @@ def retrain(
     # Two runs of one name would train the same models twice, and number others alike.
     with claimed(location, evaluation_path(name), "retrain"):
         parts = model_parts(location, name)
-        document = {**plan.to_dict(), **_description(trainer)}
-        _check_plan(parts, name, document)
+        document = {**plan.to_dict(), **description(trainer)}
+        check_plan(parts, name, document)
         missing = list(_missing(parts, models, at_once))
-        task, client = (trainer, location, name, plan, document), active_client()
+        wanted = _wanted_targets(parts, targets)
+        if missing and hasattr(trainer, "count_targets"):
+            _check_targets(trainer.count_targets(), wanted)
+        task, client = (trainer, location, name, plan, document, wanted), active_client()
         # Lazily, one after the other: what was trained is stored, and said, before the next begins.
         if client is None:
             counts: Iterable[int] = (_train(*task, *numbers) for numbers in missing)
@@ -204,7 +210,7 @@ def add_retrained(
     location = location_of(store, create=True)
     with claimed(location, evaluation_path(name), "add models"):
         parts = model_parts(location, name)
-        _check_plan(parts, name, plan)
+        check_plan(parts, name, plan)
         # After those that are there, in the order in which they are brought.
         first = max((_numbers(part).stop for part in parts), default=0)
         add_models(location, name, plan, first, subset, output)
@@ -274,49 +280,6 @@ def _check_called(trainer: object, plan: object, finished: object) -> None:
         raise TrakStoreError(f"finished must be a function of a number, got {shown(finished)}")
 
 
-def _check_plan(parts: list[ModelPart], name: str, plan: dict[str, Any]) -> None:
-    """Raise a :class:`SpecMismatchError` unless a set goes on by the plan and trainer it began with.
-
-    Models brought from elsewhere, and those of a trainer that does not describe itself, have no
-    trainer to compare.
-    """
-    for part in parts:
-        stored, wanted = dict(part.plan), dict(plan)
-        by, wanted_by = stored.pop(_TRAINER, None), wanted.pop(_TRAINER, None)
-        if stored != wanted:
-            raise SpecMismatchError(
-                f"models named {name!r} are of {stored}, not of {wanted}: choose another name"
-            )
-        if None not in (by, wanted_by) and by != wanted_by:
-            raise SpecMismatchError(
-                f"models named {name!r} were made by another trainer: "
-                f"{'; '.join(_differences(by, wanted_by))}; choose another name"
-            )
-
-
-def _description(trainer: Trainer) -> dict[str, Any]:
-    """A trainer's own description, as it will be read back from JSON; empty where it has none."""
-    to_dict = getattr(trainer, "to_dict", None)
-    if to_dict is None:
-        return {}
-    try:
-        return {_TRAINER: json.loads(json.dumps(to_dict(), allow_nan=False))}
-    except (TypeError, ValueError) as error:
-        raise TrakStoreError(
-            f"to_dict() of a trainer gives plain values for JSON, without NaN: {error}"
-        ) from error
-
-
-def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """Yield each value that differs, by its place: ``optimizer.lr: theirs has 0.1, this one 0.2``."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in {**stored, **wanted}:
-            at = f"{where}.{key}" if where else str(key)
-            yield from _differences(stored.get(key), wanted.get(key), at)
-    elif stored != wanted:
-        yield f"{where}: theirs has {stored!r}, this one {wanted!r}"
-
-
 def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tuple[int, int]]:
     """Yield ranges of numbers below ``models`` that no part has, each of ``at_once`` at most."""
     there = {number for part in parts for number in _numbers(part)}
@@ -338,6 +301,7 @@ def _train(
     name: str,
     plan: Plan,
     document: dict[str, Any],
+    targets: frozenset[int] | None,
     start: int,
     stop: int,
 ) -> int:
@@ -350,8 +314,48 @@ def _train(
             f"a trainer gives a Retrained with outputs (models, targets), got {type(result).__name__}"
         )
     output = _checked(np.asarray(result.output), len(subset))
-    add_models(location, name, document, start, subset, output, result.predicted)
+    _check_targets(output.shape[1], targets)
+    predicted = _checked_classes(result.predicted, output.shape)
+    add_models(location, name, document, start, subset, output, predicted)
     return len(subset)
+
+
+def _wanted_targets(
+    parts: list[ModelPart], targets: Collection[int] | None
+) -> frozenset[int] | None:
+    """Return the numbers of targets that new models may have: that of the models which are there.
+
+    Raises
+    ------
+    TrakStoreError
+        Models are there, of none of the numbers that will do.
+    """
+    wanted = None if targets is None else frozenset(targets)
+    there = {array.shape[1] for part in parts for array in part.arrays if array.name == "output"}
+    for count in there:
+        _check_targets(count, wanted)
+    return frozenset(there) or wanted
+
+
+def _check_targets(count: int, wanted: frozenset[int] | None) -> None:
+    if wanted is not None and count not in wanted:
+        raise TrakStoreError(
+            f"outputs of the models are of {count} targets: needed "
+            f"{' or '.join(map(str, sorted(wanted)))}, as the trainer's other models or the scores have"
+        )
+
+
+def _checked_classes(predicted: Any, shape: tuple[int, ...]) -> NDArray[np.int64] | None:
+    """Return predicted classes as they are stored, once there is a whole number for each output."""
+    if predicted is None:
+        return None
+    classes = np.asarray(predicted)
+    if classes.shape != shape or classes.dtype.kind not in "iu":
+        raise TrakStoreError(
+            f"needed predicted classes of shape {shape}, whole numbers, got {classes.dtype} of "
+            f"{classes.shape}"
+        )
+    return classes.astype(np.int64)
 
 
 def _checked(output: NDArray[Any], models: int) -> NDArray[np.float32]:

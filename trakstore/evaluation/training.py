@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,14 @@ from torch.utils import _pytree as tree
 from torch.utils.data import default_collate
 
 from trakstore.errors import TrakStoreError
+from trakstore.evaluation.function_descriptions import code, plain
 from trakstore.evaluation.retraining import Retrained
+from trakstore.evaluation.trained import Trained, unlike_attribute
 from trakstore.features.fingerprint import dataset_rows
+from trakstore.features.gradients import FAILURES
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.reading import read_sample
+from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_whole
 
 # The docs have a page of this module, which shows these names.
@@ -85,23 +90,29 @@ class SubsetTrainer:
 
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
         """Train a model on each subset and ask it about the targets; arguments as in :meth:`fit`."""
-        targets, output = _all_rows(self.targets), as_output(self.output)
-        outputs, classes, model = [], [], self._fresh(0).eval()
-        # One model takes all weights in turn: an output may need a module, not only its parameters.
-        for state in self.fit(subsets, seeds):
-            model.load_state_dict(state)
-            with torch.no_grad():
-                outputs.append(output(model, targets).output.float().numpy())
-                predicted = output.predictions(model, targets)
+        targets = _all_rows(self.targets)
+        self._check(targets)
+        outputs, classes = [], []
+        for trained in self._trained(subsets, seeds):
+            # The module itself is asked: an output may need more of it than its parameters.
+            with trained.in_model() as model:
+                values, predicted = self._outputs(model, targets)
+            outputs.append(values)
             if predicted is not None:
-                classes.append(predicted.numpy())
+                classes.append(predicted)
         return Retrained(np.stack(outputs), np.stack(classes) if classes else None)
+
+    def count_targets(self) -> int:
+        """Number of targets that models are asked about."""
+        return dataset_rows(self.targets)
 
     def to_dict(self) -> dict[str, Any]:
         """Describe how it trains, in plain values: equal for trainers that train alike.
 
-        Of functions, their names and the arguments that ``functools.partial`` holds; of the model, a
-        digest of its parameters' names and shapes. The data are not part of it.
+        Of functions, their names, the arguments that ``functools.partial`` holds, and a digest of what
+        people wrote themselves: models of the same
+        shapes and rates in a lambda are told apart so. Of the model, a digest of its parameters'
+        names and shapes. The data are not part of it.
         """
         model = self._fresh(0)
         shapes = sorted((name, tuple(p.shape)) for name, p in model.named_parameters())
@@ -110,9 +121,17 @@ class SubsetTrainer:
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "output": spec.to_dict(),
-            "optimizer": _plain(self.optimizer),
-            "schedule": _plain(self.schedule),
+            "optimizer": plain(self.optimizer),
+            "schedule": plain(self.schedule),
             "model": hashlib.sha256(str(shapes).encode()).hexdigest(),
+            "code": {
+                "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+                **{
+                    name: digest
+                    for name in ("make_model", "optimizer", "schedule")
+                    if (digest := code(getattr(self, name)))
+                },
+            },
         }
 
     def fit(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[dict[str, Tensor]]:
@@ -128,44 +147,87 @@ class SubsetTrainer:
         Returns
         -------
         list of state dicts
-            In the order of the subsets; a ``Job`` takes them for checkpoints.
+            In the order of the subsets, each with the names of the model's ``state_dict()``: tied
+            weights by all their names, no buffers that are not persistent. A ``Job`` takes them for
+            checkpoints.
 
         Raises
         ------
         TrakStoreError
             Subsets of another number of rows, or empty ones.
         """
+        states = []
+        for trained in self._trained(subsets, seeds):
+            with trained.in_model() as model:
+                states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return states
+
+    def _trained(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[Trained]:
+        """Train a model on each subset, those of one size together; in the order of the subsets."""
         count, subsets = dataset_rows(self.train), as_mask(subsets, "subsets")
         if subsets.ndim != 2 or subsets.shape[1] != count or not subsets.any(axis=1).all():
             raise TrakStoreError(
                 f"needed subsets of {count} train rows, none empty, got shape {subsets.shape}"
             )
         train, sizes = _all_rows(self.train), subsets.sum(axis=1)
-        by_model: dict[int, dict[str, Tensor]] = {}
+        by_number: dict[int, Trained] = {}
         # Stacked models step together: they need batches of one shape, so subsets of one size.
         for size in np.unique(sizes):
             which = np.flatnonzero(sizes == size)
             rows = np.stack([np.flatnonzero(subsets[i]) for i in which])
-            states = self._fit_equal(train, rows, seeds[which].tolist())
-            by_model.update(zip(which.tolist(), states, strict=True))
-        return [by_model[i] for i in range(len(sizes))]
+            models = self._fit_equal(train, rows, seeds[which].tolist())
+            by_number.update(zip(which.tolist(), models, strict=True))
+        return [by_number[i] for i in range(len(sizes))]
 
-    def _fit_equal(
-        self, train: Any, rows: NDArray[np.int64], seeds: list[int]
-    ) -> list[dict[str, Tensor]]:
-        """Weights of models of one subset size, whose rows are (models, size)."""
-        try:
-            return self._fit(train, rows, seeds, together=True)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # No rule of vmap, or a fault of the model's own: that one is raised again here.
-            alone = [self._fit(train, rows[i : i + 1], [seed]) for i, seed in enumerate(seeds)]
-            log.warning(
-                "models are trained one after the other, since vmap cannot do this one (%s)",
-                str(error).splitlines()[0][:200],
-            )
-            return [states[0] for states in alone]
+    def _fit_equal(self, train: Any, rows: NDArray[np.int64], seeds: list[int]) -> list[Trained]:
+        """Train models of one subset size, whose rows are (models, size)."""
+        models = [self._fresh(seed).train() for seed in seeds]
+        unlike = unlike_attribute(models)
+        reason = unlike and f"their {unlike} is no parameter or buffer, and differs"
+        if reason is None:
+            try:
+                with warnings.catch_warnings():
+                    # Where torch loops over the models by itself it is slower, and right.
+                    warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                    return self._fit(models, train, rows, seeds, together=True)
+            except torch.OutOfMemoryError:
+                raise
+            except FAILURES as error:
+                # No rule of vmap, or a fault of the model's own: that one is raised again below.
+                reason = f"vmap cannot do this one ({str(error).splitlines()[0][:200]})"
+        alone = [
+            self._fit([self._fresh(seed).train()], train, rows[i : i + 1], [seed])
+            for i, seed in enumerate(seeds)
+        ]
+        log.warning("models are trained one after the other, since %s", reason)
+        return [one for ones in alone for one in ones]
+
+    def _check(self, targets: Any) -> None:
+        """Refuse, before any training, what the model as it is made has no output of."""
+        model, output = self._fresh(0), as_output(self.output)
+        values = torch.from_numpy(self._outputs(model, targets)[0])
+        with torch.no_grad():
+            train = [
+                output(model, _collated(self.train, *piece)).loss
+                for piece in ranges(dataset_rows(self.train), self.batch_size)
+            ]
+        for what, numbers in (("target", values), ("train row", torch.cat(train))):
+            bad = numbers.isnan().nonzero()
+            if len(bad):
+                raise TrakStoreError(
+                    f"{what} {int(bad[0])} has no {output.name} before anything is trained: look at "
+                    f"its label and inputs"
+                )
+
+    def _outputs(
+        self, model: nn.Module, targets: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Ask a model about the targets: its outputs, and its classes where there are some."""
+        output = as_output(self.output)
+        with torch.no_grad():
+            values = output(model.eval(), targets).output.float().numpy()
+            predicted = output.predictions(model, targets)
+        return values, None if predicted is None else predicted.numpy()
 
     def _fresh(self, seed: int) -> nn.Module:
         """Make the model with the weights of a seed; the caller's generator is as it was."""
@@ -174,10 +236,14 @@ class SubsetTrainer:
             return self.make_model()
 
     def _fit(
-        self, train: Any, rows: NDArray[np.int64], seeds: list[int], together: bool = False
-    ) -> list[dict[str, Tensor]]:
+        self,
+        models: list[nn.Module],
+        train: Any,
+        rows: NDArray[np.int64],
+        seeds: list[int],
+        together: bool = False,
+    ) -> list[Trained]:
         """Train models whose rows are (models, size), stacked, or one by itself."""
-        models = [self._fresh(seed).train() for seed in seeds]
         parameters, buffers = stack_module_state(models)
         optimizer = self.optimizer([p for p in parameters.values() if p.requires_grad])
         batches = list(self._batches(rows, seeds))
@@ -190,13 +256,18 @@ class SubsetTrainer:
             for at in batches:
                 batch = tree.tree_map(lambda leaf, at=at: leaf[at], train)
                 optimizer.zero_grad()
+                loss, changed = losses(parameters, buffers, batch)
                 # No loss depends on another model's parameters: the sum has each one's own gradient.
-                losses(parameters, buffers, batch).sum().backward()
+                loss.sum().backward()
                 optimizer.step()
+                buffers = {name: value.detach() for name, value in changed.items()}
                 if schedule is not None:
                     schedule.step()
         state = {name: value.detach() for name, value in {**parameters, **buffers}.items()}
-        return [{name: value[i] for name, value in state.items()} for i in range(len(seeds))]
+        return [
+            Trained(model, {name: value[i] for name, value in state.items()})
+            for i, model in enumerate(models)
+        ]
 
     def _batches(self, rows: NDArray[np.int64], seeds: list[int]) -> Iterator[Tensor]:
         """Train rows (models, batch), each model's in an order of its own."""
@@ -213,38 +284,29 @@ def _loss(
     parameters: dict[str, Tensor],
     buffers: dict[str, Tensor],
     batch: Any,
-) -> Tensor:
-    """Compute the mean loss of one model on its batch."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the mean loss of one model on its batch, and its buffers afterwards."""
+    # A module may give a buffer another tensor instead of writing into it: functional_call leaves in
+    # the dict what the names stand for after the call.
+    state = {**parameters, **buffers}
 
     def called(*arguments: Any, **keywords: Any) -> Any:
-        return functional_call(model, (parameters, buffers), arguments, keywords)
+        return functional_call(model, state, arguments, keywords)
 
-    return output(called, batch).loss.mean()
+    loss = output(called, batch).loss.mean()
+    return loss, {name: state[name] for name in buffers}
 
 
-def _single(one: Callable[..., Tensor], *stacked: Any) -> Tensor:
+def _single(one: Callable[..., Any], *stacked: Any) -> Any:
     """Call ``one`` without ``vmap``, on a stack of one."""
-    return one(*(tree.tree_map(lambda leaf: leaf[0], each) for each in stacked))
+    result = one(*(tree.tree_map(lambda leaf: leaf[0], each) for each in stacked))
+    return tree.tree_map(lambda leaf: leaf[None], result)
 
 
 def _all_rows(dataset: Any) -> Any:
     """Collate all samples into one batch."""
-    return default_collate([read_sample(dataset, i) for i in range(dataset_rows(dataset))])
+    return _collated(dataset, 0, dataset_rows(dataset))
 
 
-def _plain(value: Any) -> Any:
-    """Make a value plain: numbers, texts and collections stay, functions and others become a name."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(value)  # JSON has no inf
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, partial):
-        given = {"arguments": _plain(value.args), **_plain(value.keywords)}
-        return {"name": _plain(value.func), **given}
-    return getattr(value, "__qualname__", type(value).__qualname__)
+def _collated(dataset: Any, start: int, stop: int) -> Any:
+    return default_collate([read_sample(dataset, i) for i in range(start, stop)])

@@ -24,7 +24,8 @@ class Detection:
         Area under the ROC curve: chance that one of them has a larger score than another sample;
         and its bootstrap interval.
     precision : float
-        Share of them among the as many samples of the largest scores.
+        Share of them among the as many samples of the largest scores; of those that are equal at the
+        last place, as many as are expected of a draw.
     found, samples : int
         Number of these samples, and of samples in all.
 
@@ -73,7 +74,7 @@ def detection(
     1.0
     """
     resamples, seed = as_whole(resamples, "resamples", 1), as_whole(seed, "seed", 0)
-    values, mask = np.asarray(scores, dtype=np.float64), as_mask(wrong, "wrong")
+    values, mask = _numbers(scores), as_mask(wrong, "wrong")
     if values.ndim != 1 or mask.shape != values.shape or not 0 < mask.sum() < len(mask):
         raise TrakStoreError(
             f"needed a score and a boolean for each sample, some true and some not, got "
@@ -84,9 +85,7 @@ def detection(
     bad, good, rng = values[mask], values[~mask], np.random.default_rng(seed)
     again = [_auc(rng.choice(bad, len(bad)), rng.choice(good, len(good))) for _ in range(resamples)]
     low, high = central(again, level)
-    # As many of the largest scores as are wrong: precision and recall are one number there.
-    first = np.argsort(-values, kind="stable")[: len(bad)]
-    return Detection(_auc(bad, good), low, high, float(mask[first].mean()), len(bad), len(mask))
+    return Detection(_auc(bad, good), low, high, _precision(bad, good), len(bad), len(mask))
 
 
 def plant_noise(
@@ -148,6 +147,24 @@ def _whole_labels(labels: Any) -> NDArray[np.int64]:
     if not whole or (given != np.floor(given)).any() or given.min() < 0:
         raise TrakStoreError(f"labels must be whole numbers from 0, got {shown(labels)}")
     return given.astype(np.int64)
+
+
+def _numbers(scores: Any) -> NDArray[np.float64]:
+    try:
+        return np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TrakStoreError(f"scores must be numbers, got {shown(scores)}") from None
+
+
+def _precision(bad: NDArray[np.float64], good: NDArray[np.float64]) -> float:
+    """Return the share of the wrong among as many of the largest scores: there it is the recall, too.
+
+    Samples whose scores are equal at the last place have no order: each counts by its chance.
+    """
+    last = np.sort(np.concatenate([bad, good]))[-len(bad)]
+    above, tied = (bad > last).sum(), (bad == last).sum()
+    places = len(bad) - above - (good > last).sum()
+    return float((above + places * tied / (tied + (good == last).sum())) / len(bad))
 
 
 def _auc(bad: NDArray[np.float64], good: NDArray[np.float64]) -> float:

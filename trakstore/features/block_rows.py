@@ -388,6 +388,7 @@ class RowComputer:
 
     def _computed(self, batch: Any, rows: Rows) -> dict[str, Tensor]:
         """Compute all columns of a batch but labels and ids."""
-        features, outputs = rows(batch)
+        own = rows(batch)
+        features, outputs = own if self.labels is None else self.labels.scaled(batch, own)
         named = {name: column.float() for name, column in outputs._asdict().items()}
         return {layout.FEATURES: features, **named, **self.activations.of(batch)}

@@ -100,7 +100,8 @@ def trainer_callback(
         Write only where the number of the epoch, or of the step, is a multiple of this.
     **options
         Further keywords of :func:`trakstore.features.featurize`, in place of what is taken from the
-        Trainer. The learning rate is that of the last optimiser step.
+        Trainer. The learning rate is that of the last optimiser step; where groups of parameters have
+        rates of their own, none is kept, since TracIn takes one.
 
     Raises
     ------
@@ -131,7 +132,8 @@ def trainer_callback(
 
     def stepping(_self: Any, _args: Any, _state: Any, _control: Any, **given: Any) -> None:
         # The scheduler moves the rate on before the hooks behind a step are called.
-        writer.learning_rate = float(given["optimizer"].param_groups[0]["lr"])
+        rates = {float(group["lr"]) for group in given["optimizer"].param_groups}
+        writer.learning_rate = rates.pop() if len(rates) == 1 else None
 
     def write(_self: Any, args: Any, state: Any, _control: Any, **given: Any) -> None:
         writer.write(args, state, **given)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trakstore.errors import NotFoundError, TrakStoreError, did_you_mean
+from trakstore.errors import NotFoundError, SpecMismatchError, TrakStoreError, did_you_mean
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.outputs.tokens import need_tokens
 from trakstore.quantities import as_whole, is_whole
+from trakstore.spec import LossScale
 from trakstore.storage import layout
+from trakstore.storage.layout import Epoch
+from trakstore.storage.store import FeatureStore
 
-__all__ = ["draws_by_split", "need_own_names", "runs_by_split"]
+__all__ = ["draws_by_split", "need_own_names", "need_same_loss_scale", "runs_by_split"]
 
 _MADE_OF = {
     layout.SAMPLED: ("samples with drawn labels", "with labels='sampled' (of a job: sampled=8)"),
@@ -34,6 +37,34 @@ def need_own_names(datasets: Mapping[str, Any]) -> None:
                     f"{split!r} names {rows}, and no data set: name the data set without {end!r}, "
                     f"{remedy}"
                 )
+
+
+def need_same_loss_scale(
+    store: FeatureStore, epoch: Epoch, split: str, loss_scale: LossScale
+) -> None:
+    """Refuse to write rows of drawn labels beside some whose losses are scaled otherwise.
+
+    Those of the epoch are compared, and those of another one, since all of a store are alike: a mean
+    over epochs would weigh them by what scales their kernels. Rows that were made elsewhere are not.
+
+    Raises
+    ------
+    SpecMismatchError
+        When they differ.
+    """
+    if not split.endswith(layout.SAMPLED):
+        return
+    for one in sorted(store.epochs_of(split), key=lambda name: name != epoch):
+        spec = store.split(one, split).spec
+        if spec.dataset is not None and spec.loss_scale != loss_scale:
+            raise SpecMismatchError(
+                f"{store.location}: {split} at epoch {one} is of an earlier version, in whose kernel a "
+                f"sequence of n tokens weighs n times too little, and is not gone on with: drop it at "
+                f"each epoch that has it (store.drop({one!r}, {split!r})) and featurize it again, or "
+                f"leave drawn labels out; scores of what is stored stay as they were"
+            )
+        if spec.dataset is not None and one != epoch:
+            return
 
 
 def draws_by_split(asked: int | Mapping[str, int], datasets: Mapping[str, Any]) -> dict[str, int]:

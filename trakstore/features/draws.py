@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from trakstore.features.gradients import cut
+from trakstore.features.gradients import FeatureRows, cut
+from trakstore.features.outputs import RowOutputs
 from trakstore.features.outputs.predicted_classes import PredictsClasses
 from trakstore.features.own_predictions import OwnPredictions
 from trakstore.features.projectors.hashing import hash1
 from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.planning import ranges
+from trakstore.spec import LossScale
 from trakstore.storage.ids import as_ids
 
 __all__ = ["LabelDraws", "Repeated", "drawn_ids"]
@@ -76,6 +78,8 @@ class LabelDraws:
         Samples that the model is asked for at once; halved when memory does not suffice.
     sharding : Sharding
         Spread of the model over ranks.
+    loss_scale : {"", "root"}
+        Scale of the losses of rows: see :meth:`scaled`.
     """
 
     model: nn.Module
@@ -85,6 +89,7 @@ class LabelDraws:
     seed: int
     at_once: int = _SAMPLES
     sharding: Sharding = WHOLE
+    loss_scale: LossScale = ""
     _kept: dict[int, Tensor] = field(default_factory=dict)
     _own: OwnPredictions = field(init=False)
 
@@ -107,6 +112,19 @@ class LabelDraws:
         for at, row in enumerate(rows.tolist()):
             labels[at, counted[at].cpu()] = self._kept[row]
         return self.output.relabelled(self.model, batch, labels.to(counted.device))
+
+    def scaled(self, batch: Any, rows: FeatureRows) -> FeatureRows:
+        """Multiply loss and ``out_to_loss`` of some rows by √n, where they are means over n positions.
+
+        With l = Σⱼ lⱼ / n, the Gauss-Newton matrix of a sample is Σⱼ Jⱼᵀ Hⱼ Jⱼ / n. Its positions'
+        drawn gradients are independent, and have mean 0: the mean of ∇l ∇lᵀ over draws is
+        Σⱼ Jⱼᵀ Hⱼ Jⱼ / n², in which a sequence weighs the less the longer it is.
+        """
+        if not self.loss_scale:
+            return rows
+        features, (output, loss, misses) = rows
+        root = self.output.counted(self.model, batch).sum(1).sqrt().to(loss)
+        return FeatureRows(features, RowOutputs(output, root * loss, root * misses))
 
     def _draw(self, rows: NDArray[np.int64], batch: Any, counted: Tensor) -> None:
         """Draw the labels of some rows, by one forward pass of each sample that they are of."""

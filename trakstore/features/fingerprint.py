@@ -132,8 +132,7 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
                 f"transforms (augmentation) for attribution"
             )
         digest.update(first)
-    for one in ids.tolist():
-        digest.update(f"{one};".encode())
+    digest.update(_id_bytes(ids))
     return f"{rows}:{digest.hexdigest()}"
 
 
@@ -142,9 +141,14 @@ def whole_digest(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256()
     for index in range(dataset_rows(dataset)):
         digest.update(_sample_hash(read_sample(dataset, index, ids)))
-    for one in ids.tolist():
-        digest.update(f"{one};".encode())
+    digest.update(_id_bytes(ids))
     return digest.hexdigest()
+
+
+def _id_bytes(ids: np.ndarray[Any, Any]) -> bytes:
+    r"""Return bytes that no other ids have: ``;`` ends each, and is written ``\;`` within one."""
+    texts = (str(one).replace("\\", "\\\\").replace(";", "\\;") for one in ids.tolist())
+    return "".join(f"{one};" for one in texts).encode()
 
 
 def _hashed_twice(dataset: Any, ids: np.ndarray[Any, Any]) -> Iterator[tuple[int, bytes, bytes]]:

@@ -67,7 +67,8 @@ class Job:
         dict, or a function without arguments that gives one of these. No file's code is run. State
         dicts that share memory with the model, as ``model.state_dict()`` does, are copied here, as
         they are now; others are not, and cost nothing. The path of a Trainer's output folder stands
-        for its ``checkpoint-N`` as the epochs N, with the learning rates that the Trainer logged.
+        for its ``checkpoint-N`` as the epochs N, with the learning rates that the Trainer logged at
+        these very steps; a warning names the others.
     parameters : str or sequence of str
         Shell-style patterns of parameter names. The parameters that they select are real: complex
         ones are refused.
@@ -129,7 +130,9 @@ class Job:
         of those named), whose features are written as a split ``train~sampled``: with ``kernel=
         "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
         remove them. More draws make it less noisy, most where samples times draws are not much more
-        than the numbers of a row (``benchmarks/accuracy.py lm``).
+        than the numbers of a row (``benchmarks/accuracy.py lm``). Where the loss of a sequence is the
+        mean over n tokens, ``loss`` and ``out_to_loss`` of these rows are stored times √n: their kernel
+        is the Gauss-Newton matrix of the losses then, whatever the lengths.
     draw_seed : int
         Number that drawn labels follow from.
     tokens : int or mapping of split to int
@@ -218,8 +221,9 @@ class Job:
                 raise TrakStoreError(f"{name} must be a mapping, like {what}, got {got}")
         if isinstance(self.checkpoints, str | Path):
             folder = TrainerFolder.of(Path(self.checkpoints))
+            folder.rates.warn_of_unknown(Path(self.checkpoints), self.learning_rates)
             self.checkpoints = folder.checkpoints
-            self.learning_rates = {**folder.learning_rates, **self.learning_rates}
+            self.learning_rates = {**folder.rates.known, **self.learning_rates}
         need_epochs(self.checkpoints)
         self._own_checkpoints()
         self.batch_size = as_whole(self.batch_size, "batch_size", 1)

@@ -113,6 +113,11 @@ class Autocast(ModelOutput, PredictsClasses):
         """See :class:`ModelOutput`."""
         return self.output.predictions(model, batch)
 
+    @property
+    def averaged(self) -> bool:
+        """See :class:`PredictsClasses`."""
+        return need_classes(self.output).averaged
+
     def counted(self, model: Model, batch: Any) -> Tensor:
         """See :class:`PredictsClasses`."""
         return need_classes(self.output).counted(model, batch)

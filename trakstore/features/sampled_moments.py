@@ -98,7 +98,8 @@ def sampled_moments(
                 within.measure(read.batch)
                 labels.forget(within.at_once)
                 parts = within.parts(read.batch, partial(labels.labelled, read.rows))
-                for features, outputs in parts:
+                for part, own in parts:
+                    features, outputs = labels.scaled(part, own)
                     # A loss gradient is -q times that of the output.
                     gradients = features * outputs.out_to_loss.to(features)[:, None]
                     # Rows that are not finite are refused, or skipped, where they are stored.
@@ -154,14 +155,17 @@ class _Within:
         fixed = buffers + held + self.engine.gradient_bytes
         self.at_once = min(self.at_once, window_rows(count, each, fixed, self.limit, what))
 
-    def parts(self, batch: Any, labelled: Callable[[Any], Any]) -> Iterator[FeatureRows]:
-        """Yield the rows of a batch with drawn labels, some samples at once."""
+    def parts(
+        self, batch: Any, labelled: Callable[[Any], Any]
+    ) -> Iterator[tuple[Any, FeatureRows]]:
+        """Yield some samples of a batch at once, with drawn labels, and their rows."""
         drawn, done, size = None, 0, batch_size(batch)
         while done < size:
             most = min(self.at_once, size - done)
             try:
                 drawn = labelled(batch) if drawn is None else drawn
-                yield self.engine.rows(cut(drawn, done, done + most))
+                part = cut(drawn, done, done + most)
+                yield part, self.engine.rows(part)
                 done += most
             except torch.OutOfMemoryError as error:
                 if most == 1:

@@ -16,6 +16,7 @@ from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
 from trakstore.features.outputs.predicted_classes import need_classes
 from trakstore.features.sharding import WHOLE, Sharding
+from trakstore.spec import LossScale
 from trakstore.storage import layout
 from trakstore.storage.columns import sample_ids
 
@@ -90,5 +91,17 @@ class SplitSamples:
         """Return what draws the labels; None where they are the samples' own."""
         if not self.draws:
             return None
-        own = need_classes(output)
-        return LabelDraws(model, own, self.given_ids, self.draws, self.seed, sharding=sharding)
+        own, scale = need_classes(output), self.loss_scale(output)
+        return LabelDraws(
+            model,
+            own,
+            self.given_ids,
+            self.draws,
+            self.seed,
+            sharding=sharding,
+            loss_scale=scale,
+        )
+
+    def loss_scale(self, output: ModelOutput) -> LossScale:
+        """Return the scale of the rows' losses; ``""`` where they are as the output has them."""
+        return "root" if self.draws and need_classes(output).averaged else ""

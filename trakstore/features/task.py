@@ -14,11 +14,13 @@ import torch
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.activations import NamedActivations
+from trakstore.features.added_samples import append_samples
 from trakstore.features.background import OneBehind, ReadAhead
 from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
 from trakstore.features.blamed_samples import CheckedBatches, blaming_samples, need_forms
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.derived_splits import need_same_loss_scale
 from trakstore.features.devices import check_determinism
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.fingerprint import sampled_rows
@@ -45,7 +47,6 @@ from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype
 from trakstore.storage.creation import spec_shape
-from trakstore.storage.growth import append_rows
 from trakstore.storage.opening import find_store, location_of, open_store
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.scale_factors import write_factors
@@ -121,6 +122,7 @@ class SplitTask:
             spec = wanted_spec(job, there, output, parameters, scale)
             if there is not None:
                 check_equal(there.spec, spec, str(there.location))
+                need_same_loss_scale(there, epoch, split, samples.loss_scale(output))
             projector = make_projector(spec.projection.at(epoch), parameters)
             if scale is not None:
                 projector = scale.scaled(projector)
@@ -140,6 +142,7 @@ class SplitTask:
                 widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
                 block_rows=job.block_rows or 1,
                 settings=settings.unchanged(watch.put_back),
+                loss_scale=samples.loss_scale(output),
             )
             if there is not None:
                 need_same_settings(there, epoch, watch.hash, wanted.settings)
@@ -156,7 +159,7 @@ class SplitTask:
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
             if job.append:
-                _append(opened, epoch, split, wanted, rows, samples, blame)
+                append_samples(opened, epoch, split, wanted, rows, samples, blame)
                 watch.check(surely=True)
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
@@ -359,34 +362,3 @@ def _blaming_changes(watch: WeightWatch) -> Iterator[None]:
     except NumericsError:
         watch.check(surely=True)
         raise
-
-
-def _append(
-    store: FeatureStore,
-    epoch: int | str,
-    split: str,
-    wanted: SplitSpec,
-    rows: RowComputer,
-    samples: SplitSamples | TokenSamples,
-    blame: Blame,
-) -> None:
-    """Add the samples that the data set has more than the store, if the others are the same."""
-    if split not in store.splits_of(epoch):
-        return
-    old = store.split(epoch, split)
-    more = wanted.rows - old.rows
-    if more <= 0:
-        return
-    count = old.rows
-    # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
-    # compared with that of as many samples as there were.
-    choices = [one.fingerprint for one in samples.of_first(count)]
-    first = old.spec.dataset if old.spec.dataset in choices else choices[-1]
-    same = replace(wanted, rows=count, dataset=first)
-    check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
-
-    def columns(start: int, stop: int) -> Columns:
-        with blame(range(start, stop)):
-            return rows.columns(start, stop)
-
-    append_rows(old, more, columns, dataset=wanted.dataset)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trakstore.features.gradients import FeatureRows
 from trakstore.features.outputs.tokens import OfTokens, SeparatesTokens
 
 __all__ = ["TokenRows"]
@@ -38,6 +39,10 @@ class TokenRows:
 
     def forget(self, at_once: int) -> None:
         """Let go of what is held of a block: nothing."""
+
+    def scaled(self, batch: Any, rows: FeatureRows) -> FeatureRows:  # noqa: ARG002
+        """Return rows as they are."""
+        return rows
 
     def labelled(self, rows: NDArray[np.int64], batch: Any) -> OfTokens:
         """Return the batch of some rows, from that of their samples."""

@@ -31,6 +31,7 @@ from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.streamed import Streamed
 from trakstore.features.token_rows import TokenRows
+from trakstore.spec import LossScale
 from trakstore.storage import layout
 from trakstore.storage.columns import sample_ids
 from trakstore.storage.ids import as_ids
@@ -135,6 +136,10 @@ class TokenSamples:
         """Return what tells the rows of one sample apart."""
         first = [np.arange(0, len(tokens), self.run) for tokens in self.tokens]
         return TokenRows(model, self.output, np.concatenate(first), self.run)
+
+    def loss_scale(self, output: ModelOutput) -> LossScale:  # noqa: ARG002
+        """Return ``""``: the losses of rows are the tokens' parts of their samples'."""
+        return ""
 
     def _of_samples(self, count: int) -> TokenSamples:
         given = Subset(self.given, range(count))

@@ -312,6 +312,7 @@ def scores_of(
         reduce=reduce,
         average=average,
         train_positions=train.positions,
+        target_positions=target.positions,
         train_labels=_labels(pair.train for pair in pairs),
         target_labels=_labels(pair.target for pair in pairs),
         soft_threshold=soft_threshold,

@@ -67,7 +67,8 @@ def influence_scores(
     kernel : {"train", "sampled"}, optional
         Rows of H. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): H = Σ ∇l ∇lᵀ / draws, the Gauss-Newton matrix
-        also where outputs are sequences; the mean then weighs checkpoints by 1/√λ, since gradients grow
+        also where outputs are sequences, whose ∇l are sums over n tokens divided by √n where the loss
+        is their mean; the mean over epochs then weighs checkpoints by 1/√λ, since gradients grow
         while a model is trained. When None: those, where there are some at all epochs, ``hessian`` is
         not ``"loss"`` and the output is not the margin.
     hessian : {"gauss_newton", "loss"}

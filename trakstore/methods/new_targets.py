@@ -64,7 +64,13 @@ def of_new_targets(
             )
         row_scale = _ROW_SCALES[scores.method](part, columns, memory_limit)
         parts.append(replace(part, target=_rows(columns, FEATURES), row_scale=row_scale))
-    return replace(scores, parts=tuple(parts), target_ids=ArrayRows(ids), target_labels=None)
+    return replace(
+        scores,
+        parts=tuple(parts),
+        target_ids=ArrayRows(ids),
+        target_positions=None,
+        target_labels=None,
+    )
 
 
 RowScale = Callable[[Part, TargetColumns, "int | str | None"], Rows | None]

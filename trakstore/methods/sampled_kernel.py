@@ -28,6 +28,10 @@ log = logging.getLogger("trakstore")
 KernelRows: TypeAlias = Literal["train", "sampled"] | None
 # Outputs whose kernel of train rows, at a temperature, was measured to be better.
 _TRAIN_ROWS = ("margin",)
+_OF_BEFORE = (
+    "a sequence of n tokens weighs n times too little in its kernel, as an earlier version wrote it: "
+    "drop the split and featurize it again"
+)
 # c of λ = c·tr(K)/n for train rows, and for sampled ones: benchmarks/accuracy.py.
 TRAIN_DAMPING, SAMPLED_DAMPING = 1.0, 0.1
 
@@ -38,8 +42,9 @@ class SampledKernel:
 
     Labels are drawn from the model's own predictions, so that the mean of K over draws is the
     Gauss-Newton matrix Σᵢ Jᵢᵀ Hᵢ Jᵢ, of sequences too: the terms of their tokens are independent, and
-    have mean 0. Source: Martens (2020), New Insights and Perspectives on the Natural Gradient
-    Method, section 9.
+    have mean 0. Where the loss is the mean over n tokens, q of drawn rows is stored times √n for that
+    (:meth:`~trakstore.features.draws.LabelDraws.scaled`): ∇l is the sum over tokens divided by √n.
+    Source: Martens (2020), New Insights and Perspectives on the Natural Gradient Method, section 9.
 
     Attributes
     ----------
@@ -131,7 +136,8 @@ def sampled_kernel(
     NotFoundError
         ``"sampled"`` where an epoch has none.
     SpecMismatchError
-        When they are not of the train rows, or of other weights.
+        When they are not of the train rows, or of other weights, or epochs have other draws, or rows of
+        different versions.
     IncompleteError
         When some are missing.
     """
@@ -147,7 +153,27 @@ def sampled_kernel(
             f"epochs have {', '.join(map(str, sorted(draws)))} draws of labels: choose epochs= of one "
             f"number of draws"
         )
+    _check_loss_scales(store, splits)
     return SampledKernel(tuple(WeightedSplit(split, WEIGHTING) for split in splits), draws.pop())
+
+
+def _check_loss_scales(store: FeatureStore, splits: Sequence[Split]) -> None:
+    """Refuse epochs whose rows were computed by different versions; warn of rows of an earlier one.
+
+    Nothing is known of rows that were made elsewhere.
+    """
+    name, computed = splits[0].name, [one for one in splits if one.spec.dataset is not None]
+    scales = {split.spec.loss_scale: split.epoch for split in computed}
+    if len(scales) > 1:
+        raise SpecMismatchError(
+            f"{name} of epoch {scales['']!r} is of an earlier version, in whose kernel a sequence of n "
+            f"tokens weighs n times too little, and that of epoch {scales['root']!r} is not: choose "
+            f"epochs= of one kind, or drop the split and featurize it again"
+        )
+    output = store.spec.output
+    # Sums over tokens, and outputs of one label, had the same rows before.
+    if "" in scales and output is not None and dict(output.options).get("reduction") == "mean":
+        log.warning("%s: %s", name, _OF_BEFORE)
 
 
 def _of_train(sampled: Split, pair: EpochPair) -> Split:

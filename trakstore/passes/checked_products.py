@@ -143,7 +143,7 @@ def _multiply_files(
     columns, is_right = lefts.shape[1], True
     size, sums = _BYTES * step * columns, np.empty(step, np.uint64)
     for chunk in range(len(folders)):
-        place = mapped(folders[chunk], name, size + TAIL)
+        place, file = mapped(folders[chunk], name, size + TAIL)
         if place == 0:
             return False
         rows = _numba.carray(pointer(place), (step, columns), np.uint16)
@@ -155,7 +155,7 @@ def _multiply_files(
             _multiply(part, sums, lefts, rows, words)
         checksum = np.int64(joined(sums, over))
         is_right = checksum == _stored(place + size) and committed[chunk] in (-1, checksum)
-        unmapped(place, size + TAIL)
+        unmapped(place, size + TAIL, file)
         if not is_right:
             break
     return is_right

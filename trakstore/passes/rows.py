@@ -334,9 +334,21 @@ def _stored(
 
 def _is_far(rows: Rows | View) -> bool:
     """Tell whether chosen rows may be on another machine: else nobody needs to look for pieces."""
+    whole = _below(rows)
+    return not isinstance(whole, StoredColumn) or not whole.location.near
+
+
+def _below(rows: Rows | View) -> Rows | View:
+    """Return the rows that chosen or unmasked ones are some of."""
     while isinstance(rows, TakenRows | UnmaskedRows):
         rows = rows.base
-    return not isinstance(rows, StoredColumn) or not rows.location.near
+    return rows
+
+
+def count_below(rows: Rows) -> int:
+    """Return the number of rows that chosen or unmasked ones are some of."""
+    below: Any = _below(rows)
+    return int(below.shape[0])
 
 
 def whole_column(rows: Rows) -> NDArray[Any]:
@@ -344,3 +356,11 @@ def whole_column(rows: Rows) -> NDArray[Any]:
     pieces = ranges(rows.shape[0], max(1, rows.chunk_rows))
     with together([(rows, 0, rows.shape[0])]):
         return np.concatenate([rows.read(low, high) for low, high in pieces])
+
+
+def column_pieces(rows: Rows, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield a column's first row and its values, about ``count`` at a time and in whole chunks."""
+    step = max(1, rows.chunk_rows) * max(1, count // max(1, rows.chunk_rows))
+    for low, high in ranges(rows.shape[0], step):
+        with together([(rows, low, high)]):
+            yield low, rows.read(low, high)

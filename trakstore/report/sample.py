@@ -144,6 +144,8 @@ def _array(sample: Any) -> NDArray[Any] | None:
 
 
 def _of_array(array: NDArray[Any]) -> Shown:
+    if not array.size:
+        return shown_text([TextPart(f"array of shape {array.shape}")])
     array = array.squeeze() if array.ndim > 2 else array
     # Channels are first, as torch has them, unless what is last can be channels.
     if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS:

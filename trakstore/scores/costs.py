@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trakstore.errors import LocationError
 from trakstore.kernels.blocked_cholesky import BlockedCholesky
 from trakstore.kernels.choice import choose_solver
 from trakstore.kernels.gram import gram_bytes, gram_flops
@@ -17,7 +18,7 @@ from trakstore.kernels.solvers import Cholesky, Damping
 from trakstore.kernels.tiled_gram import plan_strips
 from trakstore.passes.memory import memory_budget
 from trakstore.passes.scheduler import task_slots, tile_height
-from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots
+from trakstore.planning import CHUNK_BYTES, block_shape, fit_slots, human_bytes
 from trakstore.scores.rank_correlation import centred_ranks
 from trakstore.scores.running_lists import STATE_BYTES
 from trakstore.scores.top_k import plan_top_k
@@ -150,16 +151,28 @@ def _gram_plan(problem: Problem, limit: int) -> tuple[int, int]:
 
 
 def calibrate() -> Speed:
-    """Measure this machine for about a second; the disk that holds its temporary files."""
+    """Measure this machine for about a second; the disk that holds its temporary files.
+
+    Raises
+    ------
+    LocationError
+        When nothing can be written there.
+    """
     left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
     left @ right
     # The first product, which starts BLAS, was not measured.
     flops = 2 * 1024**3 / _fastest(lambda: left @ right, 5)
     data = np.random.default_rng(0).bytes(CHUNK_BYTES)
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "chunk"
-        write = len(data) / _fastest(lambda: path.write_bytes(data), 5)
-        read = len(data) / _fastest(path.read_bytes, 5)
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "chunk"
+            write = len(data) / _fastest(lambda: path.write_bytes(data), 5)
+            read = len(data) / _fastest(path.read_bytes, 5)
+    except OSError as error:
+        raise LocationError(
+            f"the disk cannot be measured: {human_bytes(len(data))} cannot be written to the folder of "
+            f"temporary files ({error}): name another one by the variable TMPDIR"
+        ) from error
     row = np.random.default_rng(0).standard_normal((1, 2**18))
     ranks = row.size / _fastest(lambda: centred_ranks(row), 3)
     return Speed(flops, read, write, ranks)

@@ -46,8 +46,8 @@ class Scores:
         Shares of the epochs; all of one shape.
     target_ids, train_ids : Rows, shapes (m,) and (n,)
         Sample ids, lazy.
-    train_positions : Rows, shape (n,), optional
-        Positions of the train rows in the stored split; 0, 1, ... when None.
+    train_positions, target_positions : Rows, shapes (n,) and (m,), optional
+        Positions of the train rows and the targets in their stored splits; 0, 1, ... when None.
     reduce : {"mean", "sum"}
         Reduction over the epochs; a mean weighs them by the inverse ``length`` of their parts.
     average : {"factors", "scores"}
@@ -94,6 +94,7 @@ class Scores:
     device: str = "cpu"
     soft_threshold: SoftThreshold = 0.0
     threshold_parts: tuple[Part, ...] = ()
+    target_positions: Rows | None = None
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -309,6 +310,7 @@ class Scores:
             target_ids=take(self.target_ids, targets),
             train_ids=take(self.train_ids, trains),
             train_positions=self.train_positions and take(self.train_positions, trains),
+            target_positions=self.target_positions and take(self.target_positions, targets),
             train_labels=self.train_labels and take(self.train_labels, trains),
             target_labels=self.target_labels and take(self.target_labels, targets),
         )

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
-from trakstore.passes.rows import Rows, whole_column
+from trakstore.passes.rows import Rows
+from trakstore.scores.classes import classes_of, pieces
 from trakstore.scores.factored import Scores
 
 Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
@@ -57,17 +58,14 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
     if where is None and not per_class:
         return None
     wanted = _wanted(scores, where)
-    labels: NDArray[Any] = np.zeros(1, dtype=np.int64)
-    of = np.zeros(scores.shape[1], dtype=np.int32)
-    if per_class:
-        column = whole_column(_labels(scores))
-        # Only labels of rows that are wanted have a list. Other rows are marked below.
-        labels = np.unique(column[wanted])
-        of = np.searchsorted(labels, column).astype(np.int32)
-    # A group of -1 is in no list, and tiles without any other are not read.
-    of[~wanted] = -1
-    counts = np.bincount(of[wanted], minlength=len(labels))
-    return Groups(of, tuple(int(count) for count in counts), labels)
+    if not per_class:
+        # A group of -1 is in no list, and tiles without any other are not read.
+        of = wanted.astype(np.int32)
+        of -= 1
+        return Groups(of, (int(np.count_nonzero(wanted)),), np.zeros(1, dtype=np.int64))
+    # Only labels of rows that are wanted have a list.
+    of, labels, counts = classes_of(_labels(scores), wanted)
+    return Groups(of, tuple(counts.tolist()), labels)
 
 
 def _wanted(scores: Scores, where: Where) -> NDArray[np.bool_]:
@@ -99,10 +97,13 @@ def _labels(scores: Scores) -> Rows:
 
 def _among(column: Rows, values: Any, what: str) -> NDArray[np.bool_]:
     """Mark the rows whose value is one of some, all of which must be there."""
-    stored, wanted = whole_column(column), set(np.atleast_1d(np.asarray(values)).tolist())
-    # Through Python's own values, so that ids of any dtype compare as a caller writes them.
-    chosen = np.fromiter((one in wanted for one in stored.tolist()), bool, len(stored))
-    missing = wanted - set(stored[chosen].tolist())
-    if missing:
-        raise NotFoundError(f"no train row has the {what} {sorted(missing)[0]!r}")
+    wanted, seen = set(np.atleast_1d(np.asarray(values)).tolist()), set[Any]()
+    chosen = np.zeros(column.shape[0], bool)
+    for low, piece in pieces(column):
+        # Through Python's own values, so that ids of any dtype compare as a caller writes them.
+        every = piece.tolist()
+        chosen[low : low + len(every)] = [one in wanted for one in every]
+        seen |= wanted.intersection(every)
+    if wanted - seen:
+        raise NotFoundError(f"no train row has the {what} {sorted(wanted - seen)[0]!r}")
     return chosen

@@ -13,9 +13,10 @@ from scipy.sparse import csr_array
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.passes.memory import fitting_slots, memory_budget
 from trakstore.passes.one_pass import Pass
-from trakstore.passes.rows import ArrayRows, Rows, whole_column
+from trakstore.passes.rows import ArrayRows, Rows
 from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.quantities import is_one_of
+from trakstore.scores.classes import Classes, classes_of, need_class_memory
 from trakstore.scores.factored import Scores
 from trakstore.scores.needed import need_scores
 
@@ -81,7 +82,7 @@ def group_scores(
     # preconditioned yet. Scales that are averaged apart are the same for all epochs, and so may enter
     # each epoch's sum over train rows.
     if targets is not None:
-        groups = _groups(scores, targets, "targets")
+        groups = _groups(scores, targets, "targets", memory_limit)
         parts = tuple(
             replace(
                 part,
@@ -90,10 +91,12 @@ def group_scores(
             )
             for part in scores.parts
         )
-        ids = ArrayRows(groups.names)
-        scores = replace(scores, parts=parts, target_ids=ids, target_labels=None)
+        ids = ArrayRows(groups.labels)
+        scores = replace(
+            scores, parts=parts, target_ids=ids, target_positions=None, target_labels=None
+        )
     if train is not None:
-        groups, apart = _groups(scores, train, "train"), scores.scale_apart
+        groups, apart = _groups(scores, train, "train", memory_limit), scores.scale_apart
         parts = tuple(
             replace(
                 part,
@@ -102,26 +105,14 @@ def group_scores(
             )
             for part in scores.parts
         )
-        ids = ArrayRows(groups.names)
+        ids = ArrayRows(groups.labels)
         scores = replace(
             scores, parts=parts, train_ids=ids, train_positions=None, train_labels=None
         )
     return scores
 
 
-@dataclass(frozen=True, eq=False)
-class _Groups:
-    """The group of each row, the groups' names and their numbers of rows."""
-
-    of: NDArray[np.int64]
-    names: NDArray[Any]
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        return np.bincount(self.of, minlength=len(self.names))
-
-
-def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
+def _groups(scores: Scores, given: Grouping, side: str, memory_limit: int | str | None) -> Classes:
     count = scores.shape[0 if side == "targets" else 1]
     if isinstance(given, str):
         labels = scores.target_labels if side == "targets" else scores.train_labels
@@ -130,7 +121,8 @@ def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
                 f"{side}= takes 'label' where the split has labels, or a group for each of its "
                 f"{count} rows; got {given!r}"
             )
-        given = whole_column(labels)
+        need_class_memory(count, memory_limit)
+        return classes_of(labels)
     try:
         groups = np.asarray(given)
     except ValueError:  # ragged lists
@@ -139,19 +131,21 @@ def _groups(scores: Scores, given: Grouping, side: str) -> _Groups:
         raise TrakStoreError(
             f"{side}= has shape {groups.shape}, needed a group for each of {count}"
         )
-    names, of = np.unique(groups, return_inverse=True)
-    return _Groups(of.astype(np.int64), names)
+    names, of, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return Classes(of.astype(np.int32), names, counts)
 
 
 def _sum_rows(
-    rows: Rows, scale: Rows | None, groups: _Groups, how: How, memory_limit: int | str | None
+    rows: Rows, scale: Rows | None, groups: Classes, how: How, memory_limit: int | str | None
 ) -> ArrayRows:
     """Compute Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; (groups, k), float64."""
-    step, count = tile_rows(rows), len(groups.names)
+    step, count = tile_rows(rows), len(groups.labels)
     waiting = 8 * count * rows.shape[1]
     what = f"sums of {count} groups of rows"
     each = waiting + step * rows.shape[1] * (rows.dtype.itemsize + 8)
-    workers = fitting_slots(WAITING * waiting, each, memory_budget(memory_limit), what)
+    workers = fitting_slots(
+        WAITING * waiting + groups.of.nbytes, each, memory_budget(memory_limit), what
+    )
     total = _SumPass(step, rows, scale, groups.of, count).run(rows.shape[0], workers=workers)
     if not np.isfinite(total).all():
         raise NumericsError("features or scales hold NaN or inf: featurize them again")
@@ -162,7 +156,7 @@ def _sum_rows(
 class _SumPass(Pass[NDArray[np.float64], NDArray[np.float64]]):
     rows: Rows
     scale: Rows | None
-    of: NDArray[np.int64]
+    of: NDArray[np.int32]
     groups: int
 
     def start(self) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, together
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
 from trakstore.quantities import as_flag, as_whole, is_one_of
+from trakstore.scores.classes import need_class_memory
 from trakstore.scores.factored import Scores
 from trakstore.scores.needed import need_scores, need_some_scores
 from trakstore.scores.running_lists import (
@@ -104,6 +105,8 @@ def top_k(
         return _top_k_of_array(scores, k, order, memory_limit)
     need_targets(scores)
     columns = scores.shape[1]
+    if where is not None or per_class:
+        need_class_memory(columns, memory_limit)
     groups = train_groups(scores, where, per_class=per_class)
     k = check_request(k, columns if groups is None or per_class else groups.counts[0], order)
     plan = plan_top_k(scores.sizes, k, groups, memory_limit)

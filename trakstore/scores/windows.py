@@ -37,7 +37,7 @@ def target_windows(
     MemoryLimitError
         When the scores of one target do not fit.
     """
-    need_matrix(scores)
+    scores = need_matrix(scores)
     for start, stop in window_ranges(scores.shape, memory_limit, each):
         if isinstance(scores, np.ndarray):
             part: Any = scores[start:stop]
@@ -66,8 +66,14 @@ def window_ranges(
     return ranges(rows, min(rows, fitting))
 
 
-def need_matrix(got: Any) -> None:
-    """Raise a :class:`TrakStoreError` for what is no matrix of scores, or one of no scores."""
+def need_matrix(got: Any) -> Matrix:
+    """Return a matrix of scores, its targets first: a DataArray is read by the names of its dimensions.
+
+    Raises
+    ------
+    TrakStoreError
+        For what is no matrix of scores, or one of no scores.
+    """
     if not isinstance(got, np.ndarray) and not hasattr(got, "isel"):
         raise TrakStoreError(
             f"needed scores of shape (target, train), as Scores, a DataArray or an array of NumPy, got "
@@ -75,7 +81,13 @@ def need_matrix(got: Any) -> None:
         )
     if len(got.shape) != 2:
         raise TrakStoreError(f"scores have the shape (target, train), got {got.shape}")
+    if isinstance(got, xr.DataArray):
+        if "target" not in got.dims:
+            raise TrakStoreError(f"scores have the dimensions (target, train), got {got.dims}")
+        got = got.transpose("target", ...)
     need_some_scores(got)
+    matrix: Matrix = got
+    return matrix
 
 
 def need_labels(
@@ -88,7 +100,7 @@ def need_labels(
     TrakStoreError
         For what is no matrix of scores, labels of other lengths, or that are NaN.
     """
-    need_matrix(scores)
+    scores = need_matrix(scores)
     train, target = np.asarray(train_labels), np.asarray(target_labels)
     if (target.shape, train.shape) != ((scores.shape[0],), (scores.shape[1],)):
         raise TrakStoreError(
@@ -107,6 +119,5 @@ def by_target(
     memory_limit: int | str | None = None,
 ) -> NDArray[np.float64]:
     """Compute a function of whole rows, one number a target."""
-    need_matrix(scores)
     windows = target_windows(scores, memory_limit)
     return np.concatenate([function(rows) for _, _, rows in windows])

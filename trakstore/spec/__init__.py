@@ -10,12 +10,13 @@ from trakstore.spec.parameter_spec import ParameterSpec
 from trakstore.spec.projection_spec import ProjectionSpec
 from trakstore.spec.projections import ProjectionKind
 from trakstore.spec.scale_spec import ScaleSource, ScaleSpec
-from trakstore.spec.split_spec import SplitSpec
+from trakstore.spec.split_spec import LossScale, SplitSpec
 from trakstore.spec.store_spec import FORMAT_VERSION, FeatureDtype, Precision, StoreSpec
 
 __all__ = [
     "FORMAT_VERSION",
     "FeatureDtype",
+    "LossScale",
     "OutputSpec",
     "ParameterSpec",
     "Precision",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from trakstore import documents
 from trakstore.errors import DamagedError, SpecMismatchError, TrakStoreError
@@ -13,6 +13,8 @@ from trakstore.spec.comparison import shortened
 from trakstore.spec.model_settings import Settings
 from trakstore.spec.store_spec import StoreSpec
 from trakstore.spec.whole_fields import set_whole
+
+LossScale: TypeAlias = Literal["", "root"]
 
 _FEATURES = ("float32", "float16", "int8")
 _NUMBERS = ("float32", "float16", "float64", "int64", "int32", "int8")
@@ -41,9 +43,10 @@ _FIELDS = {
     "draws": documents.whole(),
     "of_spec": documents.text(),
     "settings": documents.entries(documents.text(), documents.text()),
+    "loss_scale": documents.one_of(*get_args(LossScale)),
 }
 # Fields that are younger than the format: where they are empty, the document stays as it was.
-_ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings")
+_ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings", "loss_scale")
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class SplitSpec:
         Bits of rounded mantissas, as in :class:`StoreSpec`; chunks of such features are compressed.
     given : str or None
         SHA-256 of what was given, where features were made elsewhere.
+    loss_scale : {"", "root"}
+        ``"root"``: loss and ``out_to_loss`` are those of a mean over n tokens, times √n: of drawn
+        labels, whose loss gradients make a kernel. Splits of drawn labels of before have ``""``.
     block_rows, chunk_rows, chunk_columns : int
         Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
     nonce : int
@@ -94,6 +100,7 @@ class SplitSpec:
     keep_bits: int | None = None
     widths: tuple[tuple[str, int], ...] = ()
     given: str | None = None
+    loss_scale: LossScale = ""
     block_rows: int = field(default=1, compare=False)
     chunk_rows: int = field(default=1, compare=False)
     chunk_columns: int = field(default=1, compare=False)

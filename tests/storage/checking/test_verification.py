@@ -623,3 +623,23 @@ def test_rows_of_one_id_are_found(
     assert any(one in finding.message for one in firsts)
     if at_once > 10:
         assert "2 ids, first " + f"{name(5)!r} in rows 0, 7" in finding.message
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_document_that_is_right_at_another_look_was_being_written(
+    where: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """A writer that appends or masks puts two documents that go together, one after the other."""
+    key, seen, read = "0/train/features/zarr.json", list[str](), walk.Walk.read
+
+    def between(self: walk.Walk, asked: str, most: int | None = None) -> tuple[bytes | None, str]:
+        seen.append(asked)
+        early = asked == key and seen.count(key) <= times
+        return (b"{}", "is damaged or disagrees") if early else read(self, asked, most)
+
+    monkeypatch.setattr(walk.Walk, "read", between)
+    report = verify_store(where)
+    assert report.ok == (times < 2)
+    assert [one.key for one in report.findings] == [key] * (times - 1)
+    # The blocks were read once.
+    assert report.splits[0].written_blocks == 4 and report.splits[0].bad_blocks == 0

@@ -33,6 +33,7 @@ class _Classification(ModelOutput, PredictsClasses):
 
     calls_alone = True
     columns = frozenset({"label", "labels"})
+    averaged = False  # there is one position
 
     def labels(self, batch: Any) -> Tensor:
         """Return the last entry of the batch, or its ``labels``."""

@@ -65,6 +65,11 @@ class _Tokens(ModelOutput, PredictsClasses, SeparatesTokens):
             options["loss_of_output"] = False
         return OutputSpec(self.name, tuple(sorted(options.items())))
 
+    @property
+    def averaged(self) -> bool:
+        """See :attr:`PredictsClasses.averaged`."""
+        return self.reduction == "mean"
+
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
         """See :meth:`ModelOutput.__call__`; NaN for a sequence without a token that counts.
 

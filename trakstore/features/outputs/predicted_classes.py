@@ -16,6 +16,11 @@ __all__ = ["PredictsClasses", "need_classes"]
 class PredictsClasses(ABC):
     """An output that asks for classes at some positions of each sample: one, or those of a sequence."""
 
+    @property
+    @abstractmethod
+    def averaged(self) -> bool:
+        """True where a loss is the mean of those of a sample's positions, False where it is the sum."""
+
     @abstractmethod
     def counted(self, model: Model, batch: Any) -> Tensor:
         """Tell which positions of a batch are asked for, bool, shape (batch, positions)."""

@@ -43,10 +43,10 @@ _BEYOND = "behind the last row: an append was stopped (append again), or it was 
 
 
 class Walk:
-    """A walk that goes through the hierarchy and keeps findings and leftovers."""
+    """A walk that goes through the hierarchy, with the blocks or without, and keeps what it finds."""
 
-    def __init__(self, location: Location, repair: bool) -> None:
-        self.location, self.repair = location, repair
+    def __init__(self, location: Location, repair: bool, *, blocks: bool = True) -> None:
+        self.location, self.repair, self.blocks = location, repair, blocks
         self.findings: list[Finding] = []
         self.leftovers: list[str] = []
         self.split_names: set[str] = set()
