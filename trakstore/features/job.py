@@ -108,10 +108,11 @@ class Job:
     autocast : {"bfloat16"}, optional
         Another name for ``precision="bfloat16"``.
     check : {"some", "all"}
-        Rows of each block that are compared with an ordinary backward pass: about one in 44, chosen by
-        a hash, or every row, which costs a plain pass a sample. A block that disagrees is computed
-        again by another engine, as are those that the run wrote before it; if it still disagrees, the
-        run stops.
+        Rows of each block that are compared with an ordinary backward pass: about one of 44, chosen
+        by a hash, or every row, each alone, which costs a plain pass a sample. A block that disagrees
+        is computed again by the generic engine, with those that the run wrote before it; if that
+        disagrees too, the run stops. Where padding is what a row differs by, samples are computed in
+        batches of one length instead.
     scale : {"samples", "adam"}, path or mapping, optional
         Second moments v. Gradients are divided by their fourth root before the projection, so that
         products of two are divided by √v, as steps of Adam are: for models that Adam trained.

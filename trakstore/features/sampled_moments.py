@@ -20,7 +20,7 @@ from trakstore.features.footprint import peak_bytes, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.padded_rows import try_padding
+from trakstore.features.padded_rows import WatchedReader
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.projectors.sign_sums import SignSums
@@ -86,11 +86,11 @@ def sampled_moments(
     limit = None if job.memory_limit is None else byte_count(job.memory_limit)
     within = _Within(engine, limit)
     groups = [chosen[start:stop] for start, stop in ranges(len(chosen), _AT_ONCE)]
-    reader = BatchReader(batches, _AT_ONCE)
-    first = reader.together(groups[0][:2])
+    where = f"scale of {split}"
+    reader = WatchedReader(BatchReader(batches, _AT_ONCE), engine, labels, where)
+    first = batches.picked(groups[0][:2].tolist())
     with explained(job.model, output, first):
         output.check(job.model, copied(first))
-        try_padding(reader, groups, engine, labels.labelled, f"scale of {split}")
     for draw, rows in enumerate(groups):
         sums.draw = draw
         for read in reader.picked(rows):
