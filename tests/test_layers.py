@@ -336,7 +336,7 @@ ORDER: dict[str, list[str]] = {
         "watch",
         "model_settings",
         "first_samples",
-        "probed",
+        "probed_rows",
         "added_samples",
         "task",
         "worker",

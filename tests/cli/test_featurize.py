@@ -41,6 +41,25 @@ def test_a_job(run: Any, jobs: Path, tmp_path: Path) -> None:
     assert "nothing to write" in again.out
 
 
+def test_added_rows_are_told(run: Any, jobs: Path, tmp_path: Path) -> None:
+    added = """
+from torch.utils.data import Subset
+
+
+def less():
+    job = small()
+    return replace(job, datasets={name: Subset(one, range(5)) for name, one in job.datasets.items()})
+
+
+def more():
+    return replace(small(), append=True)
+"""
+    jobs.write_text(jobs.read_text() + added)
+    for name, rows in (("less", 20), ("more", 52 - 20)):
+        ran = run("featurize", f"{jobs}:{name}", "--store", tmp_path / "a.zarr")
+        assert f"wrote {rows} rows in " in ran.out
+
+
 def test_gradients_of_the_last_layers(run: Any, jobs: Path, tmp_path: Path) -> None:
     place = tmp_path / "a.zarr"
     asked = ["featurize", f"{jobs}:deep", "--store", place]

@@ -340,3 +340,34 @@ def test_complex_activations_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TrakStoreError, match=r"activations\.waves gives complex numbers"):
         featurize(Waves(), Images(4), tmp_path / "s.zarr", activations="waves", progress=False)
+
+
+class Ragged(nn.Module):
+    """A model whose middle layer is given, and gives, what has no rows of one width."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer, self.head = kind, nn.Identity(), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "sparse":
+            return self.head(self.layer(x.to_sparse()).to_dense())
+        layout = torch.jagged if self.kind == "jagged" else torch.strided
+        texts = torch.nested.as_nested_tensor([row[None].expand(2, -1) for row in x], layout=layout)
+        return self.head(torch.nested.to_padded_tensor(self.layer(texts), 0.0).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*prototype stage")
+@pytest.mark.parametrize(
+    ("kind", "got"),
+    [("strided", "a nested"), ("jagged", "a nested"), ("sparse", "a tensor of layout sparse_coo")],
+)
+@pytest.mark.parametrize("name", ["layer", "layer.input"])
+def test_layers_that_give_no_dense_tensor_are_refused(kind: str, got: str, name: str) -> None:
+    model = Ragged(kind).eval()
+    activations = NamedActivations(model, as_output("margin"), (name,))
+    batch = torch.ones(3, 3), torch.zeros(3, dtype=torch.long)
+    with pytest.raises(TrakStoreError, match=rf"{name} gives {got}.*name another layer"):
+        activations.of(batch)
+    (head,) = NamedActivations(model, as_output("margin"), ("head.input",)).of(batch).values()
+    torch.testing.assert_close(head, torch.ones(3, 3))

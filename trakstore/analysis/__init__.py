@@ -1,4 +1,4 @@
-"""Questions to scores: over epochs, by groups, of samples. Everything here reads, and streams."""
+"""Analysis of scores: over epochs, by groups, of samples. Everything here only reads, and streams."""
 
 from __future__ import annotations
 

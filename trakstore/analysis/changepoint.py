@@ -20,13 +20,13 @@ class ChangePoint:
     Attributes
     ----------
     index : int
-        The most probable first value of the new phase.
+        Most probable first value of the new phase.
     probability : ndarray of float64, shape (values,)
-        Of each value to be that; 0 for the first two and the last.
+        Probability of each value to be that; 0 for the first two and the last.
     low, high : int
-        Ends of the smallest run of values around ``index`` that has 95% of it.
+        Ends of the smallest run of values around ``index`` with 95% of the probability.
     evidence : float
-        How many times as probable the curve is with a change as without.
+        Factor by which the curve is more probable with a change than without.
 
     Examples
     --------
@@ -45,18 +45,18 @@ class ChangePoint:
 def change_point(values: Sequence[float] | NDArray[Any]) -> ChangePoint:
     r"""Compute the posterior of one change in the mean of normal noise of unknown variance.
 
-    With both means and the logarithm of the deviation flat a priori, a change before value τ has
+    With flat priors for both means and for the logarithm of the deviation, a change before value τ has
 
     .. math:: p(\tau \mid y) \propto
         \bigl(n_1 n_2\bigr)^{-1/2} \bigl(S_1 + S_2\bigr)^{-(n - 2) / 2}
 
-    with S the sums of squares about the means of both phases. The evidence compares the best τ with
-    one phase by the Schwarz criterion. A curve with a slope is not of this kind.
+    where S are the sums of squares about the means of both phases. The evidence compares the best τ
+    with a single phase by the Schwarz criterion. A curve with a slope does not fit this model.
 
     Parameters
     ----------
     values : sequence of float
-        One for each checkpoint in order, such as the test accuracy; 5 or more.
+        A number for each checkpoint in order, such as the test accuracy; at least 5.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def change_point(values: Sequence[float] | NDArray[Any]) -> ChangePoint:
     log = -0.5 * np.log(starts * (n - starts)) - 0.5 * (n - 2) * np.log(squares)
     probability = np.zeros(n)
     probability[starts] = np.exp(log - logsumexp(log))
-    # Schwarz: half of log n for each of the two parameters more, the second mean and τ.
+    # Schwarz: half of log n for each of the two further parameters, the second mean and τ.
     fit = 0.5 * n * (np.log(whole) - np.log(squares.min())) - np.log(n)
     index = int(probability.argmax())
     return ChangePoint(index, probability, *_run(probability, index), float(np.exp(min(fit, 700))))
@@ -92,7 +92,7 @@ def _square(y: NDArray[np.float64]) -> float:
 
 
 def _run(probability: NDArray[np.float64], index: int, share: float = 0.95) -> tuple[int, int]:
-    """Grow a run from the most probable value, always to the side that has more."""
+    """Extend a run from the most probable value, each time to the side with the larger probability."""
     low = high = index
     while probability[low : high + 1].sum() < share - 1e-12:
         left = probability[low - 1] if low > 0 else -1.0

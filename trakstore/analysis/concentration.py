@@ -1,4 +1,4 @@
-"""Concentration of scores: how few train samples hold how much of a target's score."""
+"""Concentration of scores: the share of a target's score that a few train samples hold."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ F64 = NDArray[np.float64]
 
 
 def participation_ratio(scores: Matrix, memory_limit: int | str | None = None) -> F64:
-    """Participation ratio of each target: the number of samples that share its score.
+    """Compute the participation ratio of each target: the number of samples that share its score.
 
-    That is ``(Σ|τ|)² / Σ τ²``: from 1, where one sample has it all, to n. NaN for a target whose scores
+    This is ``(Σ|τ|)² / Σ τ²``: from 1, where one sample has it all, to n. NaN for a target whose scores
     are all zero.
 
     Parameters
@@ -37,7 +37,7 @@ def participation_ratio(scores: Matrix, memory_limit: int | str | None = None) -
 
 
 def gini(scores: Matrix, memory_limit: int | str | None = None) -> F64:
-    """Gini coefficient of ``|τ|`` for each target: 0 where all are equal, near 1 where one has all.
+    """Compute the Gini coefficient of ``|τ|`` for each target: 0 to nearly 1, if one has all.
 
     Parameters
     ----------
@@ -57,17 +57,17 @@ def gini(scores: Matrix, memory_limit: int | str | None = None) -> F64:
 
 
 def positive_mass(scores: Matrix, share: float = 0.1, memory_limit: int | str | None = None) -> F64:
-    """Part of each target's positive score that its first ``share`` of train samples hold.
+    """Compute the part of each target's positive score that its first ``share`` of train samples hold.
 
-    Positive scores only: a share of a signed total means nothing where scores cancel. NaN for a
-    target without positive scores.
+    Only positive scores count, since a share of a signed total has no meaning. NaN for a target without
+    positive scores.
 
     Parameters
     ----------
     scores, memory_limit
         As in :func:`participation_ratio`.
     share : float
-        Above 0, at most 1; at least one sample is counted.
+        Share of the train samples, above 0 and at most 1; at least one sample is counted.
 
     Examples
     --------
@@ -79,33 +79,33 @@ def positive_mass(scores: Matrix, share: float = 0.1, memory_limit: int | str | 
 
 
 def participation_of_rows(rows: F64) -> F64:
-    """:func:`participation_ratio` of whole rows of scores (targets, n); the others likewise."""
+    """Compute :func:`participation_ratio` from whole rows of scores (targets, n)."""
     return _ratio(np.abs(rows).sum(1) ** 2, np.square(rows).sum(1))
 
 
 def gini_of_rows(rows: F64) -> F64:
-    """:func:`gini` of whole rows."""
+    """Compute :func:`gini` from whole rows of scores (targets, n)."""
     ordered, n = np.sort(np.abs(rows), axis=1), rows.shape[1]
-    # Mean absolute difference over twice the mean: of ascending values, the i-th of n is larger than
-    # i - 1 others and smaller than n - i, so that it counts 2i - n - 1 times.
+    # Mean absolute difference over twice the mean. Of ascending values, the i-th of n exceeds i - 1
+    # others and is below n - i, so that it counts 2i - n - 1 times.
     return _ratio(ordered @ (2 * np.arange(1, n + 1) - n - 1), n * ordered.sum(1))
 
 
 def positive_mass_of_rows(rows: F64, share: float) -> F64:
-    """:func:`positive_mass` of whole rows."""
+    """Compute :func:`positive_mass` from whole rows of scores (targets, n)."""
     count = max(1, round(share * rows.shape[1]))
     ordered = -np.sort(-np.maximum(rows, 0), axis=1)
     return _ratio(ordered[:, :count].sum(1), ordered.sum(1))
 
 
 def own_share_of_rows(rows: F64, own: NDArray[np.bool_]) -> F64:
-    """Share of the positive score of whole rows that train samples of the own class have."""
+    """Compute the share of the positive score, in whole rows, of train samples in the own class."""
     positive = np.maximum(rows, 0)
     return _ratio((positive * own).sum(1), positive.sum(1))
 
 
 def _ratio(part: F64, whole: F64) -> F64:
-    """Divide; NaN for a target whose scores are all 0, which is no error."""
+    """Divide; NaN, without a warning, for a target whose scores are all 0."""
     with np.errstate(invalid="ignore"):
         ratio: F64 = part / whole
     return ratio

@@ -15,8 +15,8 @@ from trakstore.scores.window_plans import plan_windows
 def costs_over_time(problem: Problem) -> tuple[Cost, ...]:
     """Plan the evolution of all targets, and a transition with all other neighbouring epochs as null.
 
-    Memory counts the kernels' factors of all epochs. Where not even one target fits the memory
-    limit, it is what one target needs.
+    The memory includes the kernels' factors of all epochs. If not even one target fits the limit, it is
+    the memory that one target needs.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def _transitions(problem: Problem, limit: int) -> Cost:
     """Passes for moments, one with a single target, and the chunks of the listed samples."""
     n, kept = problem.rows, SAMPLE_BYTES * problem.rows
     one = planned_sizes(replace(problem, epochs=1))
-    # A problem that will be refused is planned too, with half of the limit.
+    # A problem that will be refused still gets a plan, with half of the limit.
     least = max(limit - kept, limit // 2)
     plan = plan_windows(one, "means of scores", least, target_bytes=64)
     features = n * problem.dim * problem.itemsize

@@ -1,4 +1,4 @@
-"""Histograms of scores: how those of a target are spread over the train samples."""
+"""Histograms of a target's scores over the train samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trakstore.scores.factored import Scores
 from trakstore.scores.needed import need_scores
 from trakstore.scores.windows import target_windows
 
-# Standard deviations that the pooled histogram shows; what is beyond them is in its end bins.
+# Standard deviations that the pooled histogram shows; values beyond are in its end bins.
 _REACH = 8.0
 
 
@@ -25,9 +25,9 @@ def distribution(
     Parameters
     ----------
     scores : Scores, shape (m, n)
-        Of any method; epochs are averaged as it averages them.
+        Scores of any method; epochs are averaged as the method does it.
     bins : int
-        Of equal width, from the smallest to the largest score of the target.
+        Number of bins of equal width, from the smallest to the largest score of the target.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -42,11 +42,11 @@ def distribution(
     Raises
     ------
     TrakStoreError
-        Fewer than 2 bins.
+        For fewer than 2 bins.
     NumericsError
-        A score is NaN or infinite.
+        When a score is NaN or infinite.
     MemoryLimitError
-        The scores of one target do not fit.
+        When the scores of one target do not fit.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from trakstore.scores.running_lists import Order, check_finite, keys
 from trakstore.scores.top_k import check_request
 from trakstore.scores.windows import window_ranges
 
-# For each score of a window: itself, the ranks of two epochs, an order, and scratch.
+# Arrays for each score of a window: itself, its ranks at two epochs, an order, and scratch.
 SCORE_BYTES = 80
 F64 = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ def evolution(
     Parameters
     ----------
     scores : Scores, shape (m, n)
-        Of any method, over several epochs.
+        Scores of any method, over several epochs.
     k : int
         Entries of each list.
     order : {"largest", "smallest", "magnitude"}
@@ -56,11 +56,11 @@ def evolution(
     Raises
     ------
     TrakStoreError
-        ``k`` is not in 1..n, an unknown order.
+        When ``k`` is not in 1..n, or the order is unknown.
     NumericsError
-        A score is NaN or infinite.
+        When a score is NaN or infinite.
     MemoryLimitError
-        The scores of one target do not fit.
+        When the scores of one target do not fit.
 
     Examples
     --------
@@ -72,7 +72,8 @@ def evolution(
     """
     need_scores(scores)
     k = check_request(k, scores.shape[1], order)
-    # Arrays of many sizes come and go below: those that the allocator keeps would be as much again.
+    # Arrays of many sizes come and go below: freed ones that the allocator kept would double the
+    # memory.
     give_back()
     windows = window_ranges(scores.shape, memory_limit, SCORE_BYTES)
     parts = [_window(scores, slice(*window), k, order) for window in windows]
@@ -89,7 +90,7 @@ def evolution(
 
 
 def _window(scores: Scores, targets: slice, k: int, order: Order) -> xr.Dataset:
-    """Summaries of all epochs, for some targets."""
+    """Summarise all epochs, for some targets."""
     chosen, epochs, before = scores.isel(target=targets), [], None
     for epoch in scores.epochs:
         rows = np.asarray(chosen.epoch(epoch), dtype=np.float64)
@@ -101,18 +102,18 @@ def _window(scores: Scores, targets: slice, k: int, order: Order) -> xr.Dataset:
 
 
 class _Ranked:
-    """Ranks of an epoch's scores, and the first of them: all that the next epoch needs of this one."""
+    """Ranks of an epoch's scores, and the first entries: all that the next epoch needs of this one."""
 
     def __init__(self, rows: F64, k: int, order: Order) -> None:
         self.centred = centred_ranks(rows)
         ordered = np.argsort(-keys(rows, order), axis=1, kind="stable")
-        self.first = ordered[:, :k].copy()  # a view would keep the whole order
-        # Place of each score in the whole list, from 1: the inverse of the order.
+        self.first = ordered[:, :k].copy()  # a view would keep the whole order in memory
+        # Place of each score in the whole list, counted from 1: the inverse of the order.
         self.ranks = np.empty_like(ordered)
         np.put_along_axis(self.ranks, ordered, np.arange(1, rows.shape[1] + 1)[None], axis=1)
 
     def summary(self, rows: F64, before: _Ranked | None) -> xr.Dataset:
-        """Summarise the scores of an epoch, which are not kept, beside the epoch before."""
+        """Summarise the scores of an epoch, compared with the epoch before."""
         first = self.first
         correlation, kept = np.full((2, len(rows)), np.nan)
         old = np.zeros(first.shape, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Scores by groups: the part that comes from the own class, and what two kinds of targets differ in."""
+"""Scores by groups: the part from the own class, and the difference between two kinds of targets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ClassSummary(NamedTuple):
     """Origin of each target's score, and its concentration; float64 of shape (m,).
 
     ``share`` and ``base`` are those of :func:`same_class_share`; ``participation_ratio``, ``gini`` and
-    ``positive_mass`` (of the first tenth) those of the functions of these names.
+    ``positive_mass`` (of the first tenth) are from the functions of these names.
     """
 
     share: NDArray[np.float64]
@@ -49,18 +49,18 @@ class ClassSummary(NamedTuple):
 def contrast(
     scores: Scores, aligned: Any, conflicting: Any, memory_limit: int | str | None = None
 ) -> NDArray[np.float64]:
-    """Mean score of each train sample for some targets, less that for others.
+    """Compute the mean score of each train sample for some targets, less that for others.
 
-    Where ``aligned`` targets are solved by a shortcut and ``conflicting`` ones misled by it, samples
-    that teach the shortcut have large values: they help the one kind and harm the other. Scores are
-    linear in the targets, so each kind is one column.
+    If ``aligned`` targets are solved by a shortcut, and ``conflicting`` ones misled by it, samples that
+    teach the shortcut have large values: they help one kind and harm the other. Scores are linear in
+    the targets, so that each kind is one column.
 
     Parameters
     ----------
     scores : Scores, shape (m, n)
         Scores of both kinds of targets.
     aligned, conflicting : array of bool, shape (m,)
-        Targets of each kind; none is of both, others are left out.
+        Targets of each kind; none may be of both, and others are left out.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
@@ -72,7 +72,7 @@ def contrast(
     Raises
     ------
     TrakStoreError
-        For masks of another length, an empty kind, a target of both kinds.
+        For masks of another length, an empty kind, or a target of both kinds.
 
     Examples
     --------
@@ -103,9 +103,10 @@ def same_class_share(
     target_labels: Any,
     memory_limit: int | str | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of each target's positive score from its own class, and the share of that class.
+    """Compute the share of each target's positive score from its own class, and that class's share.
 
-    A model that knows nothing of classes has both equal; more is a bias towards the own class.
+    For a model that knows nothing of classes the two are equal; a larger score is a bias towards the
+    own class.
 
     Parameters
     ----------
@@ -162,7 +163,7 @@ def class_summary(
 
 
 def _base(train: NDArray[Any], target: NDArray[Any]) -> NDArray[np.float64]:
-    """Share of train samples in the class of each target; 0 for a class that none of them is of."""
+    """Return the share of train samples in each target's class; 0 for a class without train samples."""
     labels, counts = np.unique(train, return_counts=True)
     of = dict(zip(labels.tolist(), (counts / len(train)).tolist(), strict=True))
     return np.array([of.get(label, 0.0) for label in target.tolist()])

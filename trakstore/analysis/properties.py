@@ -1,4 +1,4 @@
-"""Properties of some chosen samples, tested against random draws of the same size."""
+"""Properties of chosen samples, tested against random draws of the same size."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _DRAWN = 2**22  # random numbers that are drawn at once
 
 @dataclass(frozen=True)
 class Property:
-    """One property, chosen samples against all.
+    """A property of chosen samples, compared with all samples.
 
     Attributes
     ----------
     name : str
-        Of a property with words as values, ``name=word``.
+        Name of the property; ``name=word`` for one with words as values.
     chosen, all : float
-        Means over the chosen samples and over all; shares, where the property is true or false.
+        Means over the chosen samples and over all; shares for a property that is true or false.
     p : float
-        Two-sided: share of random draws of as many samples whose mean is at least as far from all's.
+        Two-sided p-value: share of random draws whose mean is at least as far from that of all.
     corrected : float
-        Holm's, for as many properties as were looked at.
+        The p-value after Holm's correction for the number of properties tested.
 
     Examples
     --------
@@ -60,26 +60,27 @@ def compare_properties(
     Parameters
     ----------
     describe : callable
-        Properties of a sample: numbers, booleans or words by name, the same names for each.
+        Function that returns a sample's properties, as numbers, booleans or words by name, with the
+        same names for each sample.
     samples : iterable
-        All that were to choose from.
+        All samples from which some were chosen.
     chosen : sequence of int
-        Positions among them, such as those of a list of scores.
+        Positions of the chosen ones, such as those in a list of scores.
     draws : int
-        Random draws without replacement; p-values are at least 1 / (draws + 1).
+        Number of random draws without replacement; p-values are at least 1 / (draws + 1).
     seed : int
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
     list of Property
-        The smallest p first.
+        One for each property, the smallest p first.
 
     Raises
     ------
     TrakStoreError
-        When nothing is chosen, a position is out of range or named twice, samples have other
-        properties than the first.
+        When nothing is chosen, a position is out of range or repeated, or a sample has other properties
+        than the first.
 
     Examples
     --------
@@ -93,7 +94,7 @@ def compare_properties(
     draws, seed = as_whole(draws, "draws", 1), as_whole(seed, "seed", 0)
     names, values = _table([dict(describe(sample)) for sample in samples])
     rows = np.asarray(chosen).reshape(-1)
-    # A mask, or fractions, would become positions of other samples.
+    # A mask, or fractions, would be converted to positions of other samples.
     whole = rows.size > 0 and rows.dtype.kind in "iu"
     inside = whole and bool(((rows >= 0) & (rows < len(values))).all())
     if not inside or len(np.unique(rows)) < rows.size:
@@ -104,21 +105,21 @@ def compare_properties(
     distance = np.abs(mean - whole)
     far = np.zeros(len(names), dtype=np.int64)
     for drawn in _means(values, rows.size, draws, np.random.default_rng(seed)):
-        # The same rows drawn in another order have the same mean but for rounding: a tie.
+        # The same rows drawn in another order have the same mean up to rounding, which counts as a tie.
         far += (np.abs(drawn - whole) >= distance * (1 - 1e-12)).sum(0)
-    # The chosen samples count as one of the draws: under the null they are one, and p is never 0.
+    # Under the null the chosen samples are one of the draws: they are counted, so that p is never 0.
     p = (1 + far) / (1 + draws)
     columns = (names, *(column.tolist() for column in (mean, whole, p, _holm(p))))
     return sorted(starmap(Property, zip(*columns, strict=True)), key=lambda one: one.p)
 
 
 def modular_addition(modulus: int) -> Describe:
-    """Make a function that gives properties of samples ``(a, b, ...)`` of a + b modulo ``modulus``.
+    """Make a function that returns properties of samples ``(a, b, ...)`` of a + b modulo ``modulus``.
 
     Raises
     ------
     TrakStoreError
-        When the modulus is no integer of 1 or more.
+        When the modulus is not an integer of at least 1.
 
     Examples
     --------
@@ -144,7 +145,7 @@ def modular_addition(modulus: int) -> Describe:
 
 
 def _table(described: list[dict[str, Any]]) -> tuple[list[str], F64]:
-    """List names and values (samples, properties); each word becomes a yes or no of its own."""
+    """List names and values (samples, properties); each word becomes a true-or-false property."""
     if not described:
         raise TrakStoreError("there are no samples")
     columns: dict[str, list[float]] = {}
@@ -164,11 +165,11 @@ def _table(described: list[dict[str, Any]]) -> tuple[list[str], F64]:
 
 
 def _means(values: F64, size: int, draws: int, rng: np.random.Generator) -> Iterable[F64]:
-    """Means of random draws, some at a time."""
+    """Compute means of random draws, some at a time."""
     step = max(1, _DRAWN // len(values))
     for start in range(0, draws, step):
         count = min(step, draws - start)
-        # Rows of the smallest of independent random numbers are a draw without replacement.
+        # The positions of the smallest of independent random numbers are a draw without replacement.
         rows = np.argpartition(rng.random((count, len(values))), size - 1, axis=1)[:, :size]
         yield values[rows].mean(1)
 

@@ -1,4 +1,4 @@
-"""Scales that the scores of two checkpoints have in common."""
+"""Common scales for the scores of two checkpoints."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class _Linear(Scaled):
     @cached_property
     def mean(self) -> F64:
         """See :attr:`Scaled.mean`."""
-        # Linear in the targets: the mean of scaled scores is the score of one target, whose features
-        # are the mean of the scaled targets' features. So a single target is computed, not m.
+        # The mean of scaled scores is linear in the targets: it is the score of one target whose
+        # features are the mean of the scaled targets' features. So one target is computed instead of m.
         rows = self._scores.shape[0]
         parts = tuple(_weighted(part, self._factor / rows) for part in self._scores.parts)
         weighted = replace(self._scores, parts=parts)

@@ -1,4 +1,4 @@
-"""Training dynamics of samples: how sure, how steady, how often learned and forgotten."""
+"""Training dynamics of samples: confidence, variability, learning and forgetting."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from trakstore.storage.opening import location_of
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.training_records import MEASURES, RecordPart, record_parts
 
-EARLY_EPOCHS = 10  # whose mean EL2N is
+EARLY_EPOCHS = 10  # first epochs over which EL2N is averaged
 Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.Dataset:
-    """Summarise what a tracker stored over epochs, sample by sample.
+    """Summarise the records of a tracker over epochs, for each sample.
 
-    Epoch after epoch is read; memory is about 200 bytes for each sample, and what was recorded at once.
-    Of records of one sample at one epoch the last counts, as where samples are drawn with replacement.
+    One epoch is read after the other; memory is about 200 bytes for each sample, and the records that
+    were stored at once. If a sample has several records at an epoch (drawn with replacement), the last
+    one counts.
 
     Parameters
     ----------
     store : FeatureStore or its place
-        Store that the tracker wrote to.
+        Store to which the tracker wrote.
     split : str
         Name of the samples there.
 
@@ -47,7 +48,7 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     Raises
     ------
     NotFoundError
-        When nothing was tracked.
+        When nothing was recorded.
     TrakStoreError
         When some records name samples by integers, and others by text.
 
@@ -73,7 +74,7 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
     summary = _Summary(len(ids))
     for epoch, rows, measures in _epoch_by_epoch(parts, ids):
         summary.add(epoch, rows, measures)
-    # Samples that no run has seen since a later one began again have no record that counts.
+    # Samples that no run has seen since a later one began again have no valid record.
     seen = summary.epochs > 0
     columns = {name: ("sample", values) for name, values in summary.columns(seen).items()}
     ids = ids[seen]
@@ -81,7 +82,7 @@ def training_dynamics(store: Where | FeatureStore, split: str = "train") -> xr.D
 
 
 def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
-    """Take the rows of some samples, in their order: joins dynamics with lists of scores.
+    """Take the rows of some samples, in their order, to join dynamics with lists of scores.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
     Raises
     ------
     NotFoundError
-        When a sample was not tracked.
+        When a sample was not recorded.
 
     Examples
     --------
@@ -108,7 +109,7 @@ def dynamics_of(dynamics: xr.Dataset, ids: Any) -> xr.Dataset:
     >>> dynamics_of(seen, [8, 7])["aum"].values
     array([-1. ,  0.5])
     """
-    # As Python's own: NumPy would cut a longer text to the length of those that are known.
+    # Python's own strings: NumPy would cut a longer text to the length of the known ones.
     wanted, known = as_ids(ids), as_ids(dynamics["sample_id"].values).tolist()
     row_of = {sample: row for row, sample in enumerate(known)}
     rows = [row_of.get(sample, -1) for sample in wanted.ravel().tolist()]
@@ -132,9 +133,10 @@ def _need_one_kind(parts: list[RecordPart], split: str) -> None:
 def _epoch_by_epoch(
     parts: list[RecordPart], ids: NDArray[Any]
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
-    """Yield each epoch, in order, with rows in ``ids`` of its samples, each once, and measures."""
+    """Yield each epoch, in order, with measures of its samples, and their rows in ``ids``."""
     held: list[Part] = []
-    # An epoch is over where the next part begins at a later one: ranks, and parts of one run, share it.
+    # An epoch is complete when the next part begins at a later one: ranks, and parts of one run, share
+    # it.
     limits = [*(part.first_epoch for part in parts[1:]), np.iinfo(np.int64).max]
     for part, counting, limit in zip(parts, _counting(parts, ids), limits, strict=True):
         held.append(counting)
@@ -150,10 +152,10 @@ def _epoch_by_epoch(
 
 
 def _counting(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
-    """Rows in ``ids``, epochs and measures of each part, without what a later run did again."""
+    """Yield rows in ``ids``, epochs and measures of each part, without records that were replaced."""
     first = {part.run: part.first_epoch for part in reversed(parts)}  # of each run
-    # A run that goes on from a checkpoint trains some epochs again: the same rank's later run is right
-    # about all epochs from its first on.
+    # A run that goes on from a checkpoint repeats some epochs: the records of the same rank's later run
+    # are valid from its first epoch on.
     for part in parts:
         epochs, own = part.read("epoch"), part.run
         later = [
@@ -167,9 +169,9 @@ def _counting(parts: list[RecordPart], ids: NDArray[Any]) -> Iterator[Part]:
 
 
 class _Summary:
-    """Running sums over epochs, which must come in order, each with a sample once at most.
+    """Running sums over epochs, which must come in order, each with a sample at most once.
 
-    Memory is some numbers for each sample, however many epochs there are.
+    Memory is a few numbers for each sample, for any number of epochs.
     """
 
     def __init__(self, samples: int) -> None:
@@ -182,7 +184,7 @@ class _Summary:
         self.first = np.full(samples, -1, dtype=np.int64)
 
     def add(self, epoch: int, rows: NDArray[np.int64], measures: NDArray[np.float64]) -> None:
-        """Take in some samples of an epoch; measures are (samples, measures)."""
+        """Add some samples of an epoch; measures have the shape (samples, measures)."""
         loss, confidence, correct, _, el2n = measures.T
         right = correct > 0
         self.early[rows] += np.where(self.epochs[rows] < EARLY_EPOCHS, el2n, 0)
@@ -190,18 +192,18 @@ class _Summary:
         self.sums[rows] += measures
         self.squares[rows] += confidence**2
         self.loss[rows] = loss
-        # Toneva's event: right when last seen, wrong now.
+        # A forgetting event (Toneva et al.): right when last seen, wrong now.
         self.forgotten[rows] += self.was_right[rows] & ~right
         self.was_right[rows] = right
         new = rows[right & (self.first[rows] < 0)]
         self.first[new] = epoch
 
     def columns(self, seen: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-        """The summaries by name, of the samples that were seen: others have no means."""
+        """Return the summaries by name, of the samples that were seen: others have no means."""
         epochs = self.epochs[seen]
         means = self.sums[seen] / epochs[:, None]
         by_name = dict(zip(MEASURES, means.T, strict=True))
-        # A mean of squares less a square of means may be below 0 by rounding.
+        # The mean of squares less the squared mean may become negative by rounding.
         spread = np.maximum(self.squares[seen] / epochs - by_name["confidence"] ** 2, 0)
         return {
             "confidence": by_name["confidence"],

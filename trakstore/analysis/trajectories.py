@@ -22,14 +22,14 @@ def trajectories(
 ) -> xr.Dataset:
     """Score some train samples by each epoch alone.
 
-    Two epochs have scales of their own (gradient norms collapse once a model fits), so that each
-    score comes also in standard deviations of its target's scores at that epoch. A pass over the train
-    features of each epoch, for those.
+    Each epoch has its own scale (gradient norms collapse once a model fits), so that each score is also
+    given in standard deviations of its target's scores at that epoch. These take a pass over the train
+    features of each epoch.
 
     Parameters
     ----------
     scores : Scores, shape (m, n)
-        Of any method, over several epochs.
+        Scores of any method, over several epochs.
     position : array of int, shape (m, r)
         Train samples of each target, as rows of the stored split: ``top_k(...)["position"]``.
     memory_limit : int or str, optional
@@ -45,9 +45,9 @@ def trajectories(
     Raises
     ------
     TrakStoreError
-        Positions of another shape.
+        When the positions have another shape.
     NotFoundError
-        A position that is not among the train rows, masked ones being none.
+        When a position is not among the train rows, or is masked.
     NumericsError, MemoryLimitError
         As in :func:`trakstore.scores.moments.row_moments`.
 
@@ -85,9 +85,9 @@ def trajectories(
 def _epoch(
     scores: Scores, chosen: Scores, epoch: Any, where: Any, memory_limit: int | str | None
 ) -> tuple[F64, F64]:
-    """Scores of an epoch, as they are and in standard deviations; shapes (m, r)."""
+    """Compute scores of an epoch, plain and in standard deviations; shapes (m, r)."""
     mean, deviation = (one[:, None] for one in row_moments(scores.epoch(epoch), memory_limit))
-    # All targets with every chosen sample, of which each target keeps its own: one pass for all.
+    # All targets are scored with every chosen sample, and each target keeps its own: one pass for all.
     dense = np.asarray(chosen.epoch(epoch), dtype=np.float64)
     score: F64 = np.take_along_axis(dense, where, axis=1)
     moved = score - mean
@@ -96,12 +96,12 @@ def _epoch(
 
 
 def _columns(scores: Scores, rows: NDArray[Any]) -> NDArray[np.int64]:
-    """Columns of the scores that hold these rows of the stored split."""
+    """Return the columns of scores for these rows of the stored split."""
     if scores.train_positions is None:
         return rows
     asked, where = np.unique(rows, return_inverse=True)
     stored = whole_column(scores.train_positions)
-    # A row behind the last one stored is compared with that, and so is absent.
+    # A row beyond the last one is compared with the last, and so counts as absent.
     nearest = np.minimum(np.searchsorted(stored, asked), len(stored) - 1)
     absent = asked[stored[nearest] != asked]
     if absent.size:

@@ -25,7 +25,7 @@ from trakstore.scores.saving import scores_token
 
 Scale: TypeAlias = Literal["standard", "rank", "raw"]
 F64 = NDArray[np.float64]
-_SHOWN = 5  # samples of a list that a repr names
+_SHOWN = 5  # most samples of a list that a repr names
 # Bytes kept for each train sample: means, changes, counts, orders and the result.
 SAMPLE_BYTES = 120
 
@@ -74,14 +74,14 @@ class Transition:
         )
 
     def error_rate(self, side: Literal["gained", "lost"]) -> float:
-        """Expected share of the list ``side`` that is there by chance; NaN without a null.
+        """Expected share of chance findings in the list ``side``; NaN without a null.
 
-        It is the largest ``q`` in the list.
+        This is the largest ``q`` in the list.
 
         Raises
         ------
         TrakStoreError
-            A side of another name.
+            When there is no side of that name.
         """
         if not is_one_of(side, ("gained", "lost")):
             raise TrakStoreError(f"side must be 'gained' or 'lost', got {shown(side)}")
@@ -101,20 +101,21 @@ def transition(
 ) -> Transition:
     r"""Compute the change of influence of each train sample on some targets.
 
-    Scores of two checkpoints have scales of their own (gradient norms collapse once a model fits), so
-    they are compared on a common one: ``"standard"``, each target's scores minus their mean over train
-    samples, divided by their standard deviation; ``"rank"``, ranks, from 0 for the smallest score to 1
-    for the largest; ``"raw"``, as they are. The change is the mean over targets of (after - before).
+    The scores of two checkpoints have different scales (gradient norms collapse once a model fits), so
+    that they are compared on a common one: ``"standard"``, each target's scores minus their mean over
+    train samples, divided by their standard deviation; ``"rank"``, ranks from 0 for the smallest score
+    to 1 for the largest; ``"raw"``, the scores themselves. The change is the mean over targets of
+    (after - before).
     For ``"standard"`` and ``"raw"`` it is linear in the targets: each checkpoint costs one pass for a
     single target, the mean of all, and ``"standard"`` one more for the moments.
 
     Parameters
     ----------
     before, after : Scores, shape (m, n)
-        Of one method, targets and train samples: ``scores.epoch(...)``.
+        Scores of the same method, targets and train samples: ``scores.epoch(...)``.
     null : sequence of pairs of Scores
-        Where nothing is thought to have happened: neighbouring checkpoints of a stable phase, or one
-        checkpoint under two seeds of the projection; not the transition itself. The p-value of a
+        Pairs between which nothing should have changed: neighbouring checkpoints of a stable phase, or
+        one checkpoint under two seeds of the projection; not the transition itself. The p-value of a
         change d is (1 + #{null changes of any sample of magnitude d or more}) / (1 + their number).
     scale : {"standard", "rank", "raw"}
         Scale on which both checkpoints are compared.
@@ -125,21 +126,21 @@ def transition(
     seed : int
         Seed of the resamples.
     memory_limit : int or str, optional
-        Bytes of one process; a quarter of the available memory when None. What is kept for each train
-        sample is within it: 120 n bytes, 8 n more for each Scores that a later pair uses again, and
+        Bytes of one process; a quarter of the available memory when None. This includes what is kept
+        for each train sample: 120 n bytes, 8 n more for each Scores that a later pair uses again, and
         64 n more for ``"rank"``.
 
     Raises
     ------
     TrakStoreError
-        Shapes that differ, an unknown scale, a ``k`` outside of 1..n, a target whose scores are all
-        equal; a pair of the null that is the transition itself, or twice the same scores.
+        When shapes differ, the scale is unknown, ``k`` is not in 1..n, or a target's scores are all
+        equal; when a pair of the null is the transition itself, or has the same scores twice.
     SpecMismatchError
-        Ids that differ: scores of other samples, or of the same in another order.
+        When ids differ: scores of other samples, or of the same in another order.
     NumericsError
-        A score is NaN or infinite.
+        When a score is NaN or infinite.
     MemoryLimitError
-        The numbers that are kept for each train sample, or the scores of one target, do not fit.
+        When the numbers that are kept for each train sample, or the scores of one target, do not fit.
 
     References
     ----------
@@ -174,7 +175,7 @@ def transition(
         columns["q"] = false_discovery_control(columns["p"])
     changes = xr.Dataset({name: ("train", values) for name, values in columns.items()})
     order = np.argsort(-change, kind="stable")
-    # The generator goes on from one list to the other: their resamples differ.
+    # One generator serves both lists, so that their resamples differ.
     rng = np.random.default_rng(seed)
     gained, lost = (
         _listed(changes, before, at, *_interval(*scaled, at, resamples, rng))
@@ -195,8 +196,8 @@ def _changes(
 ) -> Iterator[tuple[tuple[Scaled, Scaled], F64]]:
     """Put each pair on the scale, and yield it with its change.
 
-    Scores that are in several pairs are scaled once, and let go after the last of these: each holds
-    a number for every train row.
+    Scores that are in several pairs are scaled once, and dropped after the last of these: each holds a
+    number for every train row.
     """
     last = {token: at for at, both in enumerate(tokens) for token in both}
     scaled_scores: dict[str, Scaled] = {}
@@ -210,7 +211,7 @@ def _changes(
 
 
 def _remaining_limit(columns: int, memory_limit: int | str | None) -> int:
-    """Return the memory limit without the numbers that are kept for each train sample."""
+    """Return the memory limit less the numbers that are kept for each train sample."""
     limit, kept = memory_budget(memory_limit), SAMPLE_BYTES * columns
     if limit <= kept:
         raise MemoryLimitError(
@@ -221,7 +222,7 @@ def _remaining_limit(columns: int, memory_limit: int | str | None) -> int:
 
 
 def _check(pairs: Sequence[tuple[Scores, Scores]], scale: str, k: int) -> int:
-    """Return k, once the scores, the scale and k go together."""
+    """Return k, after checking that the scores, the scale and k fit together."""
     if not is_one_of(scale, get_args(Scale)):
         raise TrakStoreError(f"scale must be one of {', '.join(get_args(Scale))}, got {scale!r}")
     for one in itertools.chain(*pairs):
@@ -255,20 +256,20 @@ def _check_null(tokens: Sequence[tuple[str, str]]) -> None:
 def _p_values(change: F64, null: Iterable[F64]) -> F64:
     """Compute p = (1 + #{null changes as large in magnitude}) / (1 + their number), over all samples.
 
-    Pair by pair, it is counted for each null change how many changes it reaches in magnitude: only
-    these counts are kept, however many pairs there are. Pooling treats the null changes of all samples
-    as one distribution, which the common scale allows. The change itself counts as one of the null, so
-    that p is never 0.
+    For each pair, it is counted how many changes each null change reaches in magnitude; only these
+    counts are kept, for any number of pairs. The null changes of all samples are pooled as one
+    distribution, which the common scale allows. The change itself counts as one of the null, so that p
+    is never 0.
     """
     order = np.argsort(np.abs(change), kind="stable")
-    # On the scale "rank", changes are often equal up to rounding; an equal one counts as reached.
+    # On the scale "rank", changes are often equal up to rounding: an equal one counts as reached.
     thresholds = np.abs(change[order]) * (1 - 1e-9)
     counts = np.zeros(len(thresholds) + 1, dtype=np.int64)
     for one in null:
         reached = np.searchsorted(thresholds, np.sort(np.abs(one)), side="right")
         counts += np.bincount(reached, minlength=len(counts))
-    # counts[j] null changes reach exactly the j smallest changes. The i-th smallest, from 0, is reached
-    # by those in counts[i + 1:].
+    # counts[j] null changes reach exactly the j smallest changes. So the i-th smallest, from 0, is
+    # reached by those in counts[i + 1:].
     larger = np.cumsum(counts[::-1])[-2::-1]
     p = np.empty(len(thresholds))
     p[order] = (1 + larger) / (1 + counts.sum())
@@ -286,7 +287,8 @@ def _interval(
     count = len(change_by_target)
     if count == 1:
         return np.full(at.shape, np.nan), np.full(at.shape, np.nan)
-    # How often each target is drawn: weights of the mean, so that a resample is a row of a product.
+    # The number of times that each target is drawn is its weight in the mean, so that a resample is a
+    # row of a matrix product.
     weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
     low, high = np.quantile(weights @ change_by_target, [0.025, 0.975], axis=0)
     return low, high

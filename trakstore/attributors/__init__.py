@@ -1,4 +1,4 @@
-"""Class front-ends that people know: thin, built from the public functions.
+"""Class front-ends under well-known names: thin, and built from the public functions.
 
 Code that was written for sketches of these classes runs with its imports changed::
 
@@ -8,10 +8,10 @@ Code that was written for sketches of these classes runs with its imports change
     from trakstore.attributors import TrainingDynamicsTracker, TRAKer
     from trakstore.attributors import TracInAttributor as TracInAnalyzerOptimized
 
-Names, arguments and the shapes of results are theirs. These lines have to change, or mean something
-else:
+Names, arguments and the shapes of results are those of the sketches. The following must be changed, or
+means something else:
 
-**Loaders of features do not shuffle.** Row i of the features is sample i, so a shuffling loader is
+**Loaders of features do not shuffle.** Row i of the features is sample i, so that a shuffling loader is
 refused::
 
     train_loader = DataLoader(train_dataset, batch_size=32)  # without shuffle=True
@@ -21,38 +21,38 @@ refused::
     PhaseTransitionAttributor(model_checkpoints=checkpoints, train_data=train_data,
                               test_data=test_data, model=model)
 
-**TRAK is TRAK.** Scores are T (ΦᵀΦ + λI)⁻¹ Φᵀ Q, not cosines of loss gradients: of gradients of
-the margin log p / (1 - p), with Q = 1 - p of the train samples. Features that were computed in chunks
-and put one behind the other are scored with the Q of their own rows. ``compute_attributions`` has the
-paper's formula, ``BiasAttributor`` with ``"trak"`` that of :func:`trakstore.trak_scores`, which has a
-temperature, and with ``"published_trak"`` the paper's.
+**TRAK is TRAK.** Scores are T (ΦᵀΦ + λI)⁻¹ Φᵀ Q, not cosines of loss gradients. Φ and T hold gradients
+of the margin log p / (1 - p), and Q = 1 - p of the train samples. Features that were computed in chunks
+and concatenated are scored with the Q of their own rows. ``compute_attributions`` uses the paper's
+formula, as does ``BiasAttributor`` with ``"published_trak"``; with ``"trak"`` it uses that of
+:func:`trakstore.trak_scores`, which has a temperature.
 
 **A weighted mean of train predictions is no linear datamodeling score.** Loops that compare such a mean
-with the model's prediction run, and say nothing about what training on other data would do. This does::
+with the model's prediction run, but do not tell what training on other data would do. This does::
 
     models = trakstore.evaluation.retrain(trainer, store, "halves", plan, models=200)
     trakstore.evaluation.lds(scores, models["subset"].values, models["output"].values)
 
-**A high score from another class is no sign of a shortcut.** Loops over such pairs run. What teaches a
-shortcut has a higher mean score for targets that it solves than for targets that it misleads::
+**A high score from another class is no sign of a shortcut.** Loops over such pairs run. Samples that
+teach a shortcut have a higher mean score for targets that it solves than for targets that it misleads::
 
     BiasAttributor(model=model, biased_data=biased_train_data, unbiased_data=unbiased_test_data)
 
 **The minimal notebook** computes something else until some lines are changed: the margin on both sides,
-a kernel of samples and not of batches, a P of unit scale, Q. ``docs/howto/classes.md`` has them, and
-``examples/minimal.py`` is the whole of it.
+a kernel of samples rather than batches, a P of unit scale, and Q. ``docs/howto/classes.md`` shows these
+lines, and ``examples/minimal.py`` is the whole notebook.
 
-**The published library's README** runs as it stands, without names of experiments too. Scores at its
-default arguments are another matter: see :class:`TRAKer`.
+**The published library's README** runs unchanged, also without names of experiments. Its scores at
+default arguments differ: see :class:`TRAKer`.
 
-**Training dynamics** are told sample by sample though loaders shuffle: ``update`` without ``ids=``
-recognises samples by what they hold. Where augmentation changes them, they need names::
+**Training dynamics** are recorded for each sample even if loaders shuffle: ``update`` without ``ids=``
+recognises samples by their contents. If augmentation changes them, they need ids::
 
     for data, targets, ids in DataLoader(WithIds(train_dataset), shuffle=True):
         tracker.update(epoch, batch_idx, data, targets, predictions, losses, ids=ids)
 
 **Sketches that extend a TracInAnalyzer** work on ``TracInAttributor``, which has ``compute_gradient``,
-``compute_influence`` and ``device``. What they add is there already:
+``compute_influence`` and ``device``. It already has what they add:
 
 - Random projection: ``TracInAttributor(model, projection_dim=256)``. Most of the work is the gradients
   and their projection, so it saves storage and later queries, not "7,800 times" the work.

@@ -28,9 +28,8 @@ from trakstore.scores.factored import Scores
 from trakstore.scores.sums import group_scores
 from trakstore.storage.layout import Epoch
 
-_SQUARE = (
-    256  # rows and columns of the blocks that the scores of samples on themselves are taken from
-)
+# Rows and columns of blocks along the diagonal, which have the samples' scores on themselves.
+_SQUARE = 256
 
 _METHODS: dict[str, Any] = {
     "trak": trak_scores,
@@ -42,7 +41,7 @@ _METHODS: dict[str, Any] = {
 
 
 class BiasAttributor:
-    """Train samples that help targets with a shortcut and harm those that contradict it.
+    """Train samples that help targets with a shortcut, and harm targets that contradict it.
 
     Parameters
     ----------
@@ -51,9 +50,9 @@ class BiasAttributor:
     biased_data, unbiased_data : DataLoader without shuffling, or data set
         Targets that the shortcut solves, and targets that it misleads.
     train_data : DataLoader without shuffling, or data set
-        Samples that the model was trained on. When None they are ``biased_data``: give the biased
-        *train* data there, and its samples are train samples and targets at once, each without its
-        score on itself, which would outweigh those on all others.
+        Samples that the model was trained on. When None, ``biased_data`` must be the biased *train*
+        data: its samples are then both train samples and targets, without their scores on themselves,
+        which would outweigh those on all others.
     **options
         ``task``, ``proj_dim``, ``device`` and ``store`` of a :class:`TRAKAttributor`.
 
@@ -79,11 +78,12 @@ class BiasAttributor:
         self.trak = DelayedGeneralizationTRAK(model, **options)
         train = loaded(biased_data if train_data is None else train_data)
         biased, unbiased = (loaded(data) for data in (biased_data, unbiased_data))
-        # One split holds both kinds of targets, so that their scores come from one query.
+        # Both kinds of targets are in one split, so that their scores come from one query.
         both: ConcatDataset[Any] = ConcatDataset([biased.dataset, unbiased.dataset])
         self._data = {"train": train, "test": biased._replace(dataset=both)}
         self._aligned = np.arange(len(both)) < len(biased.dataset)
-        self._computed: dict[Epoch, tuple[str, ...]] = {}  # weights and samples of the features
+        # Hashes of the weights and samples, by epoch.
+        self._computed: dict[Epoch, tuple[str, ...]] = {}
 
     def find_spurious_examples(
         self, attribution_method: str = "trak", top_k: int = 10
@@ -93,9 +93,9 @@ class BiasAttributor:
         Parameters
         ----------
         attribution_method : {"trak", "published_trak", "influence", "grad_dot", "grad_cos"}
-            Method that scores the train samples, by the function of this name with its defaults.
-            ``"trak"`` is :func:`trakstore.trak_scores` at its temperature; ``"published_trak"`` the
-            paper's own form (``temperature=None``), which is that of a :class:`TRAKAttributor`.
+            Method that scores the train samples, called by this name with its defaults. ``"trak"`` is
+            :func:`trakstore.trak_scores` with its temperature; ``"published_trak"`` is the paper's own
+            form (``temperature=None``), as in :class:`TRAKAttributor`.
         top_k : int
             Number of train samples.
 
@@ -133,7 +133,7 @@ class BiasAttributor:
         with kept(self.model):
             for epoch, state in state_dicts(by_epoch(model_checkpoints), self.model).items():
                 load_weights(state, self.model, f"checkpoint {epoch}")
-                # A name of its own: epoch 0 is that of the weights that the model has by itself.
+                # A name that is no number: epoch 0 is that of the model's own weights.
                 name = f"checkpoint.{epoch}"
                 contrasts = self._contrast(name, attribution_method)
                 about = {"gap": self._gap(name), "spread": float(contrasts.std())}
@@ -150,7 +150,7 @@ class BiasAttributor:
         return contrast(scores, self._aligned, ~self._aligned)
 
     def _featurize(self, epoch: Epoch) -> None:
-        """Compute all features under the weights that the model has now, once for all methods."""
+        """Compute all features under the model's present weights, once for all methods."""
         held = [whole_digest(one.dataset, positions(one.dataset)) for one in self._data.values()]
         state = (checkpoint_hash(self.model), *held)
         if self._computed.get(epoch) == state:
@@ -173,7 +173,7 @@ def _first(contrasts: NDArray[np.float64], top_k: int) -> dict[str, Tensor]:
 def _contrast_with_others(scores: Scores, aligned: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Compute the contrast where the aligned targets are the train samples, in the same order.
 
-    A sample's score on itself is left out of its mean: it is of another size than those on others.
+    A sample's score on itself is left out of its mean, since it is far larger than those on others.
     """
     count = int(aligned.sum())
     if count < 2:

@@ -1,4 +1,4 @@
-"""Experiments of a ``TRAKer``: targets that are scored under several checkpoints, by a name."""
+"""Experiments of a ``TRAKer``: named sets of targets, scored under several checkpoints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trakstore.storage.staging import StagedSplit
 
 @dataclass(frozen=True)
 class Experiment:
-    """Targets whose features are staged, with a note of how many there are.
+    """Targets with staged features, and a note of their number.
 
     Attributes
     ----------
     place : Path
-        Folder of all that is staged.
+        Folder with everything that is staged.
     name : str
-        Name that somebody gave.
+        Name given by the user.
     """
 
     place: Path
@@ -35,7 +35,7 @@ class Experiment:
 
     @property
     def targets(self) -> int:
-        """Number of targets that it was last begun with; 0 where it never was."""
+        """Number of targets with which it was last begun; 0 if it never was."""
         return int(json.loads(self._note.read_text())["num_targets"]) if is_file(self._note) else 0
 
     def begin(self, targets: int) -> None:
@@ -43,7 +43,7 @@ class Experiment:
         self._note.write_text(json.dumps({"num_targets": targets}))
 
     def need_all(self, targets: int, dim: int) -> None:
-        """Raise where features of more targets are staged, which would stay; features have ``dim``."""
+        """Raise if features of more targets are staged, which would stay; they have ``dim`` columns."""
         before = self.targets
         if before <= targets:
             return

@@ -1,4 +1,4 @@
-"""Loss gradients of a split's samples, computed anew for each pass over them and never stored."""
+"""Loss gradients of a split's samples, computed for each pass over them and never stored."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from torch import Tensor
 from trakstore.errors import NumericsError, SpecMismatchError
 from trakstore.features.batch_reader import BatchReader
 from trakstore.features.batches import Batches
-from trakstore.features.draws import LabelDraws
 from trakstore.features.factorised import FactorisedEngine
 from trakstore.features.job import Job
-from trakstore.features.padded_rows import try_padding
+from trakstore.features.padded_rows import WatchedReader
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import stored_scale
@@ -30,34 +29,34 @@ from trakstore.storage.split import Split
 
 @dataclass(frozen=True)
 class GradientRows:
-    """Gradients of the loss, scaled as the store's are, and not projected.
+    """Gradients of the loss, scaled as in the store, and not projected.
 
     Attributes
     ----------
     engine : FactorisedEngine
         Its projector is the identity.
-    reader : BatchReader
-        Reader of the rows of the whole split, of which a tile is read at once.
+    reader : WatchedReader
+        Reader of the rows of the whole split. Labels that it draws are kept, so that all passes are
+        over the same rows, whose losses are scaled as those of the stored split are.
     rows : ndarray of int64
-        Positions of the rows that are taken.
-    labels : LabelDraws or None
-        Labels that are drawn once and kept, so that all passes are over the same rows, whose losses are
-        scaled as those of the stored split are.
+        Positions of the rows that are used.
+    at_once : int
+        Rows of one tile.
     where : str
         Name of the split, for messages.
     """
 
     engine: FactorisedEngine
-    reader: BatchReader
+    reader: WatchedReader
     rows: NDArray[np.int64]
-    labels: LabelDraws | None
+    at_once: int
     where: str
 
     @classmethod
     def of(
         cls, job: Job, spec: StoreSpec, split: Split, rows: NDArray[np.int64], device: torch.device
     ) -> GradientRows:
-        """Prepare some rows of a stored split; the model has the weights of its epoch.
+        """Prepare some rows of a stored split; the model must have the weights of its epoch.
 
         Raises
         ------
@@ -86,22 +85,19 @@ class GradientRows:
             # they are, scaled ones would be of another kernel.
             labels = replace(labels, loss_scale=split.spec.loss_scale)
         where = f"{split.name} at epoch {split.epoch}"
-        made = cls(engine, reader, rows, labels, where)
-        tiles = [rows[start:stop] for start, stop in made._pieces]
-        try_padding(reader, tiles, engine, made._labelled, where)
-        if labels is not None:
-            labels.forget(job.batch_size)  # drawn anew, if from what a padded sample predicts
-        return made
+        return cls(
+            engine, WatchedReader(reader, engine, labels, where), rows, job.batch_size, where
+        )
 
     def tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield rows in order, each with its place: float32, shape (rows of a tile, parameters).
+        """Yield rows in order, each tile with its first row: float32, shape (rows, parameters).
 
         Raises
         ------
         NumericsError
             When a gradient is not finite.
         """
-        for start, stop in self._pieces:
+        for start, stop in ranges(len(self.rows), self.at_once):
             rows = self.rows[start:stop]
             parts = self.reader.picked(rows)
             gradients = torch.cat([self._gradients(one.rows, one.batch) for one in parts])
@@ -112,19 +108,12 @@ class GradientRows:
                 gradients = gradients[torch.from_numpy(read.argsort()[rows.argsort().argsort()])]
             yield slice(start, stop), gradients
 
-    @property
-    def _pieces(self) -> list[tuple[int, int]]:
-        return list(ranges(len(self.rows), self.reader.size))
-
     def _gradients(self, rows: NDArray[np.int64], batch: Any) -> Tensor:
-        batch = self._labelled(rows, batch)
+        labels, batch = self.reader.labels, self.reader.labelled(rows, batch)
         own = self.engine.rows(batch)
-        features, outputs = own if self.labels is None else self.labels.scaled(batch, own)
+        features, outputs = own if labels is None else labels.scaled(batch, own)
         # A loss gradient is −q times that of the output. Both sides of a score have the sign.
         return (features * outputs.out_to_loss.to(features)[:, None]).detach()
-
-    def _labelled(self, rows: NDArray[np.int64], batch: Any) -> Any:
-        return batch if self.labels is None else self.labels.labelled(rows, batch)
 
     def matrix(self) -> Tensor:
         """Compute all rows at once, shape (rows, parameters)."""

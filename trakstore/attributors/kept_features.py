@@ -1,4 +1,4 @@
-"""Features of whatever samples are asked about, each computed once."""
+"""Features of data sets that queries name, each computed once."""
 
 from __future__ import annotations
 
@@ -33,47 +33,46 @@ _SHOWN = 12  # digits of a digest in the name of a split
 
 
 class KeptFeatures:
-    """A store with a split for each data set, which is found again by what all its samples hold.
+    """A store with a split for each data set, found again by the contents of all its samples.
 
-    Splits that ``featurize`` wrote to a given store are found by its fingerprint, which is over all ids
-    and 32 samples: of a data set with more of them, a change of another sample is not seen, and a
-    warning says that such a split is used.
+    In a given store, splits that ``featurize`` wrote are found by its fingerprint, which covers all ids
+    and 32 samples. For a larger data set, a change of another sample is not noticed, and a warning says
+    that such a split is used.
 
     Parameters
     ----------
     where : path, FeatureStore or zarr store, optional
-        Place of the store. By default a temporary folder that goes with this object, and is emptied
-        when the model's weights change, or the kind of features; a given store refuses others than its
-        own.
+        Place of the store. By default a temporary folder that is removed with this object, and emptied
+        when the model's weights or the kind of features change. A given store refuses features of other
+        weights or kinds.
     """
 
     def __init__(self, where: Where | FeatureStore | None = None) -> None:
         self._given, self._embedded = where, EmbeddedStore(where)
-        # Rows of splits that are named by what they hold, so that none is opened twice for that.
+        # Row counts of splits named after their contents, so that none is opened twice to learn it.
         self._rows: dict[str, int] = {}
         self._warned: set[str] = set()
 
     def computed(
         self, job: Job, sides: Mapping[str, Any], ids: Mapping[str, NDArray[Any]], device: str
     ) -> tuple[FeatureStore, dict[str, str]]:
-        """Return the store, and the name of the split of each side; what lacks is computed.
+        """Return the store, and the name of each side's split; missing features are computed.
 
         Parameters
         ----------
         job : Job
-            All but the data sets.
+            The job, except for its data sets.
         sides : mapping of str to data set
             Data sets, such as ``"train"`` and ``"test"``.
         ids : mapping of str to array
-            Names of the samples of each.
+            Ids of the samples of each data set.
         device : str
-            Where features are computed.
+            Device on which features are computed.
 
         Raises
         ------
         SpecMismatchError
-            When a given store has another output, projection or parameters than the job, or other
-            weights.
+            When a given store has another output, projection, parameters or weights than the job.
         """
         store, job = self._opened(job, device)
         names = {
@@ -90,15 +89,15 @@ class KeptFeatures:
         return open_store(self._embedded.where), names
 
     def has(self, job: Job, data: Any, ids: NDArray[Any], device: str) -> bool:
-        """Tell whether all features of a data set are there, with the weights of the job."""
+        """Tell whether all features of a data set are stored, with the weights of the job."""
         store, job = self._opened(job, device)
         if store is None or not self._any_of_length(store, job.epochs[0], len(ids)):
-            return False  # samples need not be read for that
+            return False  # which is known without reading samples
         name = self._name(store, job, f"train.{_digest(data, ids)}", data, ids)
         return not _lacking(store, replace(job, datasets={name: data}))
 
     def _opened(self, job: Job, device: str) -> tuple[FeatureStore | None, Job]:
-        """Open the store if its features are those of the job, whose precision is the store's then."""
+        """Open the store if its features are those of the job, which takes the store's precision."""
         store = self._embedded.open()
         if store is None:
             return None, job
@@ -106,7 +105,7 @@ class KeptFeatures:
         try:
             check_job(own, store, torch.device(device), "give store= another place")
         except SpecMismatchError:
-            # In a place that somebody named, features of another kind are somebody's.
+            # At a place that the user named, features of another kind are the user's own.
             if self._given is not None:
                 raise
             self._begin_anew()
@@ -115,7 +114,7 @@ class KeptFeatures:
 
     def _any_of_length(self, store: FeatureStore, epoch: Epoch, length: int) -> bool:
         names = store.splits_of(epoch)
-        # Foreign splits may have gained rows since they were opened.
+        # Splits of others may have gained rows since they were opened.
         unknown = [name for name in names if "." not in name or name not in self._rows]
         if unknown:
             opened = store.open_splits((epoch,), unknown)[epoch]
@@ -125,7 +124,7 @@ class KeptFeatures:
     def _name(
         self, store: FeatureStore | None, job: Job, own: str, data: Any, ids: NDArray[Any]
     ) -> str:
-        """Return the name of the split that has these samples, or will have them: then its ``own``."""
+        """Return the name of the split with these samples; if there is none, ``own``."""
         if store is None:
             return own
         there = store.splits_of(job.epochs[0])
@@ -133,7 +132,7 @@ class KeptFeatures:
         for name in there:
             if name.endswith(of_digest):
                 return name
-        # Splits of here, whose names have a dot, hold something else.
+        # Splits made here, whose names have a dot, hold other samples.
         foreign = [name for name in there if "." not in name] if self._given is not None else []
         if not foreign:
             return own
@@ -159,7 +158,7 @@ class KeptFeatures:
         try:
             featurize_job(job, self._embedded.where, splits=splits, **asked)
         except SpecMismatchError:
-            # In a place that somebody named, features of other weights are somebody's.
+            # At a place that the user named, features of other weights are the user's own.
             if self._given is not None:
                 raise
             self._begin_anew()
@@ -175,15 +174,15 @@ def _digest(data: Any, ids: NDArray[Any]) -> str:
 
 
 def _lacking(store: FeatureStore | None, job: Job) -> list[str]:
-    """Return the data sets of which features lack at some epoch, or are of other weights."""
+    """Return the data sets whose features are missing at some epoch, or have other weights."""
     complete = set(job.datasets)
     with job.lent():
         for epoch in job.epochs:
             complete &= set(() if store is None else store.splits_of(epoch))
             if store is None or not complete:
-                break  # weights need not be loaded for that
+                break  # which is known without loading the weights
             weights = checkpoint_hash(job.load(epoch))
-            # Only the splits that are asked for are opened: there may be one for each sample by now.
+            # Only the needed splits are opened: there may be one for each sample by now.
             complete = {
                 split.name
                 for split in store.open_splits((epoch,), sorted(complete))[epoch]
@@ -193,5 +192,5 @@ def _lacking(store: FeatureStore | None, job: Job) -> list[str]:
 
 
 def positions(data: Any) -> NDArray[np.int64]:
-    """Return the positions of all samples, which are their names by default."""
+    """Return the positions of all samples, which are their default ids."""
     return np.arange(len(data), dtype=np.int64)

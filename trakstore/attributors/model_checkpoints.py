@@ -1,4 +1,4 @@
-"""Checkpoints of a model in whichever form people have them: models, state dicts, or paths."""
+"""Checkpoints of a model in any form: models, state dicts, or paths."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def by_epoch(given: ModelCheckpoints) -> dict[Epoch, ModelCheckpoint]:
     Raises
     ------
     TrakStoreError
-        For one checkpoint in place of several.
+        For a single checkpoint instead of several.
     """
     one = isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList)
     if isinstance(given, Mapping) and any(isinstance(value, Tensor) for value in given.values()):
@@ -37,7 +37,7 @@ def by_epoch(given: ModelCheckpoints) -> dict[Epoch, ModelCheckpoint]:
 
 
 def model_of(checkpoints: Mapping[Epoch, ModelCheckpoint], model: nn.Module | None) -> nn.Module:
-    """Return the model that weights are loaded into: the given one, or a copy of a checkpoint.
+    """Return the model into which weights are loaded: the given one, or a copy of a checkpoint.
 
     Raises
     ------
@@ -48,5 +48,5 @@ def model_of(checkpoints: Mapping[Epoch, ModelCheckpoint], model: nn.Module | No
         return model
     for one in checkpoints.values():
         if isinstance(one, nn.Module):
-            return own_copy(one)  # so that none of the checkpoints is changed
+            return own_copy(one)  # so that no checkpoint is changed
     raise TrakStoreError("checkpoints that are state dicts or paths need model=, which takes them")

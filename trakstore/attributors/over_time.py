@@ -1,4 +1,4 @@
-"""TRAK over checkpoints: what a target was learned from, and when."""
+"""TRAK over checkpoints: the samples from which a target was learned, and the epochs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ log = logging.getLogger("trakstore")
 class DelayedGeneralizationTRAK(TRAKAttributor):
     """:class:`TRAKAttributor` for a model whose weights change.
 
-    Call ``compute_epoch_features`` for both splits whenever it has the weights of an epoch, then ask.
+    Whenever the model has the weights of an epoch, call ``compute_epoch_features`` for both splits.
+    Then ask.
 
     Examples
     --------
@@ -60,8 +61,8 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
         Returns
         -------
         dict
-            For each epoch ``top_indices`` (Tensor of int64), ``top_scores`` (float32), and ``mean``,
-            ``max``, ``std`` of all its scores; ``spearman`` with the epoch before.
+            For each epoch ``top_indices`` (Tensor of int64), ``top_scores`` (float32); ``mean``,
+            ``max`` and ``std`` of all scores; ``spearman``, the correlation with the epoch before.
         """
         scores = self._scores(epochs).isel(target=[test_idx])
         whole = evolution(scores, min(top_k, scores.shape[1])).isel(target=0)
@@ -93,9 +94,10 @@ class DelayedGeneralizationTRAK(TRAKAttributor):
         top_k : int
             Length of both lists.
         scale : {"standard", "rank", "raw"}
-            As in :func:`trakstore.analysis.transition`; raw changes are mostly those of gradient norms.
+            As in :func:`trakstore.analysis.transition`; raw changes are mostly changes of gradient
+            norms.
         null_epochs : sequence of pairs of epochs
-            Epochs between which nothing happened: they give p-values.
+            Epochs between which nothing changed: they give p-values.
 
         Returns
         -------
@@ -148,12 +150,13 @@ class PhaseTransitionAttributor:
     train_data, test_data : DataLoader without shuffling, or data set
         Samples that the model was trained on, and targets.
     model : nn.Module, optional
-        Takes the weights; it has its own again afterwards. By default a copy of a checkpoint.
+        Model into which weights are loaded; it has its own again afterwards. By default a copy of a
+        checkpoint.
     curve : sequence of float, optional
-        A number for each checkpoint, such as the test accuracy: the transition is where it changes.
+        A number for each checkpoint, such as the test accuracy; the transition is where it changes.
     transition : pair of epochs, optional
-        Last before and first after; from ``curve`` when None, else the first and the last, and a
-        warning is logged if there are others.
+        Last epoch before and first epoch after the transition. By default from ``curve``, or else the
+        first and the last checkpoint, with a warning if there are others.
     **options
         ``task``, ``proj_dim``, ``device``, ``store``, ``damping`` and ``projector`` of a
         :class:`TRAKAttributor`.
@@ -161,7 +164,8 @@ class PhaseTransitionAttributor:
     Raises
     ------
     TrakStoreError
-        Fewer than two checkpoints, a curve of another length, or state dicts or paths without a model.
+        For fewer than two checkpoints, a curve of another length, or state dicts or paths without a
+        model.
 
     Examples
     --------
@@ -198,7 +202,7 @@ class PhaseTransitionAttributor:
         self.model = model_of(checkpoints, model)
         self.checkpoints = state_dicts(checkpoints, self.model)
         self.change_point = change = None if curve is None else change_point(curve)
-        # A change at index i is a first value of the new phase: the old one ends at i - 1.
+        # A change at index i is the first value of the new phase: the old one ends at i - 1.
         last, first = (0, -1) if change is None else (change.index - 1, change.index)
         self.transition = transition or (self.epochs[last], self.epochs[first])
         if curve is None and transition is None and len(self.epochs) > 2:
@@ -226,13 +230,14 @@ class PhaseTransitionAttributor:
         Returns
         -------
         dict
-            As that gives it; also ``transition``, the two epochs; ``null_epochs``, the pairs that the
-            null is of; and ``change_point``.
+            Result of that method; also ``transition``, the two epochs, ``null_epochs``, the pairs that
+            make the null, and ``change_point``.
         """
         if not self._ready:
             self._featurize()
         before, after = (self.epochs.index(epoch) for epoch in self.transition)
-        # Neighbours within a phase, none across the transition: changes as they are without one.
+        # Pairs of neighbours within a phase, none across the transition: their changes show what is
+        # usual.
         null = [*pairwise(self.epochs[: before + 1]), *pairwise(self.epochs[after:])]
         if not null:
             log.warning(
@@ -253,8 +258,8 @@ class PhaseTransitionAttributor:
         Parameters
         ----------
         influences, top_k : dict and int
-            Result of :meth:`compute_transition_attributions`, whose lists may be shorter, and number of
-            samples; all where there are fewer.
+            Result of :meth:`compute_transition_attributions`, whose own lists may be shorter, and
+            number of samples to list; all if there are fewer.
 
         Returns
         -------
@@ -278,7 +283,7 @@ class PhaseTransitionAttributor:
 
 
 def _listed(changes: Transition, side: Literal["gained", "lost"]) -> dict[str, Any]:
-    """Name the columns of one of the lists as people know them."""
+    """Give the columns of one of the lists their well-known names."""
     one, name = getattr(changes, side), f"{side}_influence"
     return {
         f"{name}_indices": torch.tensor(one["position"].values),
@@ -292,7 +297,7 @@ def _listed(changes: Transition, side: Literal["gained", "lost"]) -> dict[str, A
 def _need_ends(transition: tuple[Epoch, Epoch], epochs: Sequence[Epoch]) -> None:
     """Raise a :class:`TrakStoreError` unless a transition leads from one epoch to a later one."""
     places = [epochs.index(one) for one in transition if one in epochs]
-    # The other way round, or to itself, the pairs of its null would hold the transition.
+    # Otherwise the pairs of the null would include the transition.
     if len(places) != 2 or places[0] >= places[1]:
         raise TrakStoreError(
             f"transition= takes two checkpoints, (before, after), among "

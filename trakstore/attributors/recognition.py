@@ -21,9 +21,10 @@ _REMEDY = "wrap the data set in WithIds, whose samples end in their id, and give
 
 
 class SampleRecogniser:
-    """Positions of samples in a data set, found by what they hold.
+    """Finder of samples' positions in a data set, by their contents.
 
-    The data set is read once, and a digest of each sample is kept. Samples that hold the same, label
+    The data set is read once, and a digest of each sample is kept. Samples with equal contents, label
+    included, are taken in order, each once an epoch.
     and all, are taken in their order, each once an epoch.
 
     Parameters
@@ -34,7 +35,7 @@ class SampleRecogniser:
     Raises
     ------
     TrakStoreError
-        When the first sample is another one when it is read again.
+        When the first sample differs between two readings.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -54,7 +55,7 @@ class SampleRecogniser:
         Parameters
         ----------
         epoch : int
-            Epoch that the batch is of.
+            Epoch of the batch.
         data : Tensor, or tuple, list or dict of Tensor
             Inputs of the batch as the loader collates them, on any device.
         targets : Tensor, shape (batch,)
@@ -63,7 +64,7 @@ class SampleRecogniser:
         Raises
         ------
         TrakStoreError
-            When a sample of the batch is none of the data set's.
+            When a sample of the batch is not in the data set.
         """
         if not self._positions:
             self._read_all(data)
@@ -73,7 +74,7 @@ class SampleRecogniser:
 
     @property
     def digest(self) -> str:
-        """Hash of all samples, in order, once a batch was looked for."""
+        """Hash of all samples, in order; known once a batch was looked up."""
         at = {place: one for one, places in self._positions.items() for place in places}
         whole = blake2b(digest_size=_BYTES)
         for place in range(len(at)):
@@ -99,7 +100,7 @@ class SampleRecogniser:
 
 
 def _collated(sample: Any, keys: frozenset[str] | None) -> tuple[Any, Tensor]:
-    """Return inputs and label of one sample as a batch; of a dict, the inputs of these names."""
+    """Return inputs and label of one sample as a batch; of a dict, the inputs with these names."""
     if isinstance(sample, Mapping):
         label = sample["labels" if "labels" in sample else "label"]
         chosen = {name: sample[name] for name in sample if keys is None or name in keys}
@@ -109,7 +110,7 @@ def _collated(sample: Any, keys: frozenset[str] | None) -> tuple[Any, Tensor]:
 
 
 def _digests(data: Any, targets: Tensor) -> list[bytes]:
-    """Return a digest of each sample of a batch: of its tensors, and its label."""
+    """Return a digest of each sample of a batch, from its tensors and its label."""
     if isinstance(data, Mapping):
         data = [data[name] for name in sorted(data)]
     leaves = [one for one in tree.tree_leaves(data) if isinstance(one, Tensor)]
@@ -124,7 +125,7 @@ def _digests(data: Any, targets: Tensor) -> list[bytes]:
 
 
 def _bytes(leaf: Tensor) -> list[bytes]:
-    """Return the bytes of each row of a tensor, with what kind they are of."""
+    """Return the bytes of each row of a tensor, with a mark of its kind."""
     rows = leaf.detach().cpu().contiguous()
     kind = f"{rows.dtype} {tuple(rows.shape[1:])};".encode()
     flat = rows.reshape(len(rows), -1).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""``TracInAttributor``: samples in, lists of influences out, a store behind it."""
+"""``TracInAttributor``: samples in, lists of influences out, with a store behind it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SampledInfluences(Influences):
     sampled : int
         Train samples that were drawn.
     mean_influence : dict
-        For each stratum the estimate of the mean over all its train samples, with its interval.
+        For each stratum an estimate of the mean over all of its train samples, with an interval.
     """
 
     expected_recall: float
@@ -66,39 +66,39 @@ class TracInAttributor:
     """TracIn of one model, or TracInCP of its checkpoints.
 
     Features are computed once: another call with the same samples and weights reads them. Lists are
-    exact and take one pass over the stored features, so that there is nothing to stop early.
+    exact and take one pass over the stored features, so that stopping early would save nothing.
 
     Parameters
     ----------
     model : nn.Module
         Model whose loss gradients are taken.
     projection_dim : int, optional
-        Dimension that they are projected to; not projected when None, which is for small models.
+        Dimension of the projection; by default gradients are not projected, which is for small models.
     use_last_layers_only, num_last_layers : bool and int
-        Whether only the parameters of the layers that the model uses last are taken, and how many
-        layers these are: cheaper, and another method, since layers may cancel one another. Layers have
-        weights of two dimensions or more, so that norms do not count; embeddings that the output
-        multiplies with do. Which ones these are is logged, and is in ``parameters`` after a call.
+        Whether to use only the parameters of the layers that the model uses last, and the number of
+        these layers. This is cheaper, and another method, since layers may cancel one another. Layers
+        have weights of two or more dimensions, so that norms do not count; embeddings that the output
+        multiplies with do. The choice is logged, and is in ``parameters`` after a call.
     learning_rates : float or mapping of epoch to float
         Learning rates of the training at the checkpoints.
     checkpoints : mapping of epoch to path or state_dict, optional
-        Weights of the model; those that it has when None.
+        Weights of the model; by default its present ones.
     output : str or ModelOutput
-        Output whose loss is meant. By default, for samples ``(head, relation, tail)`` and a model that
-        takes all three, the logistic loss of its score; otherwise the model's own, of which the last
-        entry of a sample is the label: of triples the tail, where the model scores all entities.
+        Output whose loss is used. By default, for samples ``(head, relation, tail)`` and a model that
+        takes all three, the logistic loss of its score; otherwise the model's own output, with the last
+        entry of a sample as the label (for triples the tail, if the model scores all entities).
     device : str, optional
-        By default this worker's GPU where there is one, else the CPU.
+        By default this worker's GPU if there is one, else the CPU.
     store : path or FeatureStore, optional
-        Where features are kept; by default a temporary folder that goes with this object. A store that
-        is there must have the same output, parameters and projection. Its splits that ``featurize``
-        wrote are used for the data sets that it would take for the same, by ids and 32 samples; a
-        warning says so where there are more samples.
+        Place of the features; by default a temporary folder that is removed with this object. An
+        existing store must have the same output, parameters and projection. Its splits that
+        ``featurize`` wrote are used for data sets with the same ids and the same 32 samples; for larger
+        data sets a warning says so.
 
     Attributes
     ----------
     parameters : tuple of str
-        Patterns of the parameters that gradients are taken of.
+        Patterns of the parameters whose gradients are taken.
 
     Examples
     --------
@@ -125,11 +125,11 @@ class TracInAttributor:
         self.model, self.checkpoints, self.output = model, checkpoints, output
         self.learning_rates = learning_rates
         self.device = worker_device(None if device is None else str(device))
-        # Whole gradients of a small model are its features: inner products are then exact.
+        # The whole gradients of a small model are its features, so that inner products are exact.
         kind: Any = "identity" if projection_dim is None else "sjlt"
         self.projection = ProjectionSpec(kind, dim=projection_dim)
         self.parameters: tuple[str, ...] = ("*",)
-        # Which layers are last shows in use: they are chosen when there is a sample.
+        # The last layers show in a forward pass: they are chosen once there is a sample.
         self._last = 0
         if use_last_layers_only:
             self._last = as_whole(num_last_layers, "num_last_layers", 1)
@@ -151,17 +151,17 @@ class TracInAttributor:
         Parameters
         ----------
         test, train : DataLoader without shuffling, data set, or list of samples
-            Samples ``(input, label)``, or as the output takes them. ``test`` may be a single sample: a
-            tuple, a dict, or a triple as a tensor or an array. ``train`` may be a tensor or an array of
-            triples, a list of such triples, or a factory that has them as ``mapped_triples``.
+            Samples ``(input, label)``, or in the form that the output takes. ``test`` may be a single
+            sample: a tuple, a dict, or a triple as a tensor or an array. ``train`` may be a tensor or
+            an array of triples, a list of such triples, or a factory with ``mapped_triples``.
         top_k : int
-            Length of each list; all train samples where there are fewer.
+            Length of each list; all train samples if there are fewer.
         test_triple, training_triples
             Other names of ``test`` and ``train``.
         learning_rate : float, optional
             Learning rate at all checkpoints, in place of ``learning_rates``.
         order : {"magnitude", "largest", "smallest"}
-            Which influences come first: those of largest magnitude, whatever their sign.
+            Influences that come first: by default those of largest magnitude, whatever their sign.
 
         Returns
         -------
@@ -195,32 +195,33 @@ class TracInAttributor:
         learning_rate: float | None = None,
         order: Order = "magnitude",
     ) -> Any:
-        """List the same from a share of the train samples: most of the true lists are not in it.
+        """List the largest influences among some train samples; most true entries are missing.
 
         Parameters
         ----------
         test, train, top_k, test_triple, training_triples, learning_rate, order
             As in :meth:`compute_influences`.
         sample_rate : float
-            Share of the train samples that gradients are computed of.
+            Share of the train samples whose gradients are computed.
         stratify_by : "auto", "label", "relation", key of dict samples, function of a sample, or None
-            Strata, of which equal shares are drawn; ``"label"`` is the last entry of a sample,
-            ``"relation"`` the second of a triple. ``"auto"``: the relation of triples, else the label.
+            Strata from which equal shares are drawn: ``"label"`` is the last entry of a sample,
+            ``"relation"`` the second of a triple. ``"auto"`` is the relation of triples, otherwise the
+            label.
         seed : int
             Seed of the draw.
 
         Returns
         -------
         dict or SampledInfluences
-            ``influences``: the lists among the drawn samples, ``train_index`` of all train samples;
-            ``expected_recall``: share of the true lists expected among them; ``sampled``: samples
-            drawn; ``mean_influence``: for each test sample and each stratum, the Horvitz-Thompson
-            estimate of the mean over all its train samples, with ``low`` and ``high`` of 95%. For a
-            single test sample its list, which has the others as attributes.
+            ``influences``: lists among the drawn samples, with ``train_index`` counted among all train
+            samples; ``expected_recall``: expected share of the true lists; ``sampled``: number of drawn
+            samples; ``mean_influence``: for each test sample and stratum, the Horvitz-Thompson estimate
+            of the mean over all its train samples, with ``low`` and ``high`` of 95%. A single test
+            sample gives its list, with the others as attributes.
         """
         targets, single = _targets(_one_of("test", test, "test_triple", test_triple))
         data = _samples(_one_of("train", train, "training_triples", training_triples))
-        # Only drawn samples get gradients, but every sample is read for its stratum.
+        # Gradients are computed for drawn samples only, but every sample is read for its stratum.
         rows, every = data.dataset, positions(data.dataset)
         if stratify_by == "auto":
             stratify_by = "relation" if is_triple(rows[0]) else "label"
@@ -244,7 +245,7 @@ class TracInAttributor:
         Parameters
         ----------
         train_triple, test_triple : tuple, dict, or tensor or array of a triple
-            Samples, triples or any other.
+            Two samples, which need not be triples.
         learning_rate : float, optional
             Learning rate at all checkpoints, in place of ``learning_rates``.
         """
@@ -253,7 +254,7 @@ class TracInAttributor:
         return float(entry["influence"])
 
     def compute_gradient(self, *sample: Any, label: float | None = None) -> dict[str, Tensor]:
-        """Compute the loss gradient of one sample, unprojected, at the weights that the model has now.
+        """Compute the loss gradient of one sample, unprojected, at the model's present weights.
 
         Parameters
         ----------
@@ -261,17 +262,17 @@ class TracInAttributor:
             Entries of the sample, such as ``head, relation, tail`` or ``input, label``, or the sample
             itself: a tuple, a dict, or a triple as a tensor or an array.
         label : float, optional
-            1 for a triple that is true, 0 for one that is false.
+            1 for a true triple, 0 for a false one.
 
         Returns
         -------
         dict of str to Tensor
-            Gradients by the names of parameters, of their shapes.
+            Gradients by parameter name, in the parameters' shapes.
 
         Raises
         ------
         TrakStoreError
-            A label of 0 where the model does not score triples.
+            For a label of 0 if the model does not score triples.
         """
         entries: Any = as_triple(sample[0]) if len(sample) == 1 else sample
         output = as_output(self._job(Loaded([entries])).output)
@@ -289,7 +290,7 @@ class TracInAttributor:
     def _scores_of_drawn(
         self, targets: Loaded, data: Loaded, drawn: Sample, learning_rate: float | None
     ) -> Scores:
-        """Compute scores with drawn train samples, or take them of all that are there already."""
+        """Compute scores with drawn train samples, or read them if all train samples are stored."""
         every = positions(data.dataset)
         if self._kept.has(self._job(data), data.dataset, every, str(self.device)):
             whole = self._scores(targets, data, every, learning_rate)
@@ -313,7 +314,7 @@ class TracInAttributor:
         )
 
     def _job(self, data: Loaded) -> Job:
-        """Make the job for samples like these, but for its data sets."""
+        """Make the job for such samples, without its data sets."""
         output = self.output
         if output is None and is_triple(data.dataset[0]) and scores_triples(self.model):
             output = TripleScore()
@@ -356,12 +357,12 @@ def _samples(given: Any) -> Loaded:
 
 
 def _targets(given: Any) -> tuple[Loaded, bool]:
-    """Return test samples, and whether there is a single one, given by itself."""
+    """Return test samples, and whether a single one was given."""
     given = as_triple(given)
     single = isinstance(given, Mapping) or is_triple(given)
     single |= isinstance(given, Tensor) and given.ndim == 1
     if type(given) is tuple:
-        # Samples are tuples or dicts: a tuple of anything else is one sample.
+        # Samples are tuples or dicts, so that a tuple of anything else is one sample.
         single = not all(isinstance(one, tuple | list | Mapping) for one in given)
     if not single:
         return _samples(given), False
@@ -369,7 +370,7 @@ def _targets(given: Any) -> tuple[Loaded, bool]:
 
 
 def _lists(top: xr.Dataset) -> list[Influences]:
-    """Lists as people take them; the samples' names are their positions."""
+    """Return lists in the users' form; names of the samples are their positions."""
     both = zip(top["train"].values.tolist(), top["score"].values.tolist(), strict=True)
     return [
         [{"train_index": row, "influence": score} for row, score in zip(*one, strict=True)]
@@ -378,7 +379,7 @@ def _lists(top: xr.Dataset) -> list[Influences]:
 
 
 def _means(drawn: Sample, scores: NDArray[Any], strata: NDArray[Any]) -> dict[Any, Any]:
-    """Estimate the mean score of each stratum, drawn or not."""
+    """Estimate the mean score of each stratum."""
     means = {one.item(): estimate_mean(drawn, scores, strata == one) for one in np.unique(strata)}
     return {
         name: {"mean": one.value, "low": one.low, "high": one.high} for name, one in means.items()

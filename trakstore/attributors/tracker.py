@@ -1,4 +1,4 @@
-"""``TrainingDynamicsTracker``: called once a batch, by any training loop."""
+"""``TrainingDynamicsTracker``: called once a batch, from any training loop."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ from trakstore.storage.store import FeatureStore
 class TrainingDynamicsTracker(TrainingRecorder):
     """Record of each sample's loss, confidence, correctness, margin and EL2N at each epoch.
 
-    Loaders shuffle, so samples need names: give ``ids=``, which ``DataLoader(WithIds(dataset))`` has at
-    the end of each batch; without, samples are recognised by what they hold, if nothing changes them.
+    Loaders shuffle, so that samples need ids: give ``ids=``, which ``DataLoader(WithIds(dataset))``
+    puts at the end of each batch. Without ids, samples are recognised by their contents, if nothing
+    changes these.
 
     Use it in ``with``, or call ``close``; a run that dies loses what came since the last write. A run
-    that goes on from a checkpoint replaces what an earlier one, of the same rank, said of the epochs
-    from its first on; of another data set it is refused. An epoch lower than the one before begins such
-    a run, with a warning. Of a sample that comes twice in an epoch the last record counts.
+    that goes on from a checkpoint replaces the records of an earlier run of the same rank from its own
+    first epoch on; a run on another data set is refused. An epoch lower than the one before begins such
+    a run, with a warning. If a sample comes twice in an epoch, the last record counts.
 
     Parameters
     ----------
     dataset : map-style data set, or None
-        Records with more ids that are numbers than it has samples are refused; which numbers they are
-        is not looked at. Where batches come without ids, its samples are read, once, and each sample of
-        a batch is looked for among them by what it holds.
+        More different integer ids than it has samples are refused; the ids themselves are not checked.
+        If batches come without ids, its samples are read once, and each sample of a batch is looked up
+        among them by its contents.
     save_interval : int
-        Epochs between two writes; what takes more than 64 MB is stored sooner.
+        Epochs between two writes; measures of more than 64 MB are stored sooner.
     store : path or FeatureStore
-        Where features are, or will be; ``dynamics.zarr`` in the working directory by default.
+        Store of the features, which may be made later; by default ``dynamics.zarr`` in the working
+        directory.
     split : str
         Name of the data set in the store.
     rank : int
-        Number of this process among those that train together, each with its own samples.
+        Number of this process among those that train together, each on its own samples.
 
     Raises
     ------
     TrakStoreError
-        The store has records of a data set of another size under this name.
+        When the store has records of a data set of another size under this name.
 
     Examples
     --------
@@ -83,31 +85,32 @@ class TrainingDynamicsTracker(TrainingRecorder):
         *,
         ids: Any = None,
     ) -> None:
-        """Take in a batch.
+        """Measure a batch.
 
         Parameters
         ----------
         epoch : int
             Number of the epoch, 0 or more.
         batch_idx : int
-            Taken, and not used.
+            Not used.
         data : Tensor, or tuple, list or dict of Tensor
-            Inputs as the loader gave them, by which samples are recognised where there are no ids: that
-            takes a copy of them on the CPU. Otherwise not used.
+            Inputs as the loader gave them. Without ids samples are recognised by these, which takes a
+            copy on the CPU; with ids they are not used.
         targets, predictions : Tensor or array, shapes (batch,) of integers, and (batch, classes)
-            Classes of the samples, and logits, which are measured before this returns. A sample whose
-            logits hold NaN counts as predicted wrong.
+            Classes of the samples, and logits, which are measured before this returns. A sample with a
+            NaN among its logits counts as predicted wrong.
         losses : Tensor or array, shape (batch,) or (batch, 1), optional
-            Loss of each sample; the cross-entropy when None or a mean.
+            Loss of each sample; the cross-entropy where None, or where it is a mean.
         ids : sequence of int or str, optional
-            Sample ids, as ``WithIds`` gives them. When None, positions in the data set, found by what
-            the samples hold: needed where a loader changes samples at random.
+            Sample ids, as from ``WithIds``. By default positions in the data set, found by the samples'
+            contents. Needed if a loader changes samples at random.
 
         Raises
         ------
         TrakStoreError
-            There are no ids, and no data set or no such sample in it; the store has records of other
-            samples under this name, or ids of the other kind; a target is no class; or shapes differ.
+            When there are no ids, and no data set or no such sample in it; when the store has records
+            of other samples under this name, or ids of the other kind; when a target is no class, or
+            shapes differ.
         """
         if ids is None:
             ids = self._recognised(epoch, data, targets)

@@ -1,4 +1,4 @@
-"""``TRAKAttributor``: TRAK of one model, loaders in, tensors out, a store behind it."""
+"""``TRAKAttributor``: TRAK of one model; loaders in, tensors out, a store behind it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trakstore.storage.embedded import EmbeddedStore
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-# Names that people have for the task whose output is the margin.
+# Well-known names of tasks whose output is the margin.
 _MARGIN = ("image_classification", "text_classification", "classification")
 
 
@@ -43,26 +43,26 @@ class TRAKAttributor:
     Parameters
     ----------
     model : nn.Module
-        Frozen parameters are left out.
+        Model; its frozen parameters are left out.
     task : str or ModelOutput
         ``"image_classification"``, ``"text_classification"``, or any output of ``featurize``.
     proj_dim : int
         Dimension of the features.
     device : str, optional
-        By default the first GPU where there is one, else the CPU.
+        By default the first GPU if there is one, else the CPU.
     store : path or FeatureStore, optional
-        Where features are kept; by default a temporary folder that goes with this object, in which
-        each call computes its features, and replaces those before. A given store has them computed
-        once, and refuses those of other weights or data, which it tells by all ids and 32 samples.
+        Place of the features; by default a temporary folder that is removed with this object, in which
+        each call's features replace the earlier ones. In a given store they are computed once; features
+        of other weights or data, recognised by all ids and 32 samples, are refused.
     damping, projector : optional
-        As in :func:`trakstore.trak_scores`; ``ProjectionSpec("sjlt", proj_dim)`` when None.
+        As in :func:`trakstore.trak_scores`; by default ``ProjectionSpec("sjlt", proj_dim)``.
 
     Attributes
     ----------
     total_params : int
-        Number of scalars that gradients are taken of.
+        Number of scalars by which gradients are taken.
     projection_matrix : ProjectionMatrix
-        Matrix of shape (total_params, proj_dim), computed where it is looked at.
+        Matrix of shape (total_params, proj_dim), computed where it is read.
 
     Examples
     --------
@@ -95,8 +95,8 @@ class TRAKAttributor:
         self.projection_matrix = ProjectionMatrix(make_projector(self.projection, parameters))
         self.total_params, self.proj_dim = self.projection_matrix.shape
         self.damping = Damping.of(damping)
-        # Without a store of their own, features of other weights replace those before, as people expect
-        # of an object; a given store keeps them and refuses.
+        # Without a given store, features of new weights replace the old ones, as one expects of an
+        # object. A given store keeps its features and refuses others.
         self._embedded = EmbeddedStore(store)
 
     @property
@@ -106,7 +106,7 @@ class TRAKAttributor:
         Raises
         ------
         TrakStoreError
-            There are none yet.
+            When there are none yet.
         """
         store = self._embedded.open()
         if store is None:
@@ -122,7 +122,7 @@ class TRAKAttributor:
         Parameters
         ----------
         dataloader, num_samples
-            As in :meth:`compute_epoch_features`, as is the result.
+            As in :meth:`compute_epoch_features`, with the same result.
         """
         return self.compute_epoch_features(dataloader, 0, "train", num_samples)
 
@@ -132,23 +132,23 @@ class TRAKAttributor:
         Parameters
         ----------
         dataloader, num_samples
-            As in :meth:`compute_epoch_features`, as is the result.
+            As in :meth:`compute_epoch_features`, with the same result.
         """
         return self.compute_epoch_features(dataloader, 0, "test", num_samples)
 
     def compute_epoch_features(
         self, dataloader: Any, epoch: Epoch, split: str = "train", num_samples: int | None = None
     ) -> Tensor:
-        """Compute the features of a data set under the weights that the model has now.
+        """Compute the features of a data set under the model's present weights.
 
         Parameters
         ----------
         dataloader : DataLoader without shuffling, or data set
             Samples ``(input, ..., label)``.
         epoch, split : int or str, and str
-            Name of these weights, and ``"train"``, or ``"test"`` for the targets.
+            Name of these weights; and ``"train"``, or ``"test"`` for the targets.
         num_samples : int, optional
-            Number of samples to take from the front; all when None.
+            Number of samples, taken from the front; all by default.
 
         Returns
         -------
@@ -173,18 +173,18 @@ class TRAKAttributor:
     def compute_attributions(
         self, train_features: Tensor, test_features: Tensor, *, allow_other_weights: bool = False
     ) -> Tensor:
-        """Compute TRAK scores of bare features.
+        """Compute TRAK scores from features alone.
 
-        Q = ``out_to_loss`` of the train rows comes from the store when these are its features, by
-        their number and their norms; of parts of them, or of several calls' features put one behind
-        the other, each row is found by what it holds, in any order. Otherwise Q = 1, with a warning.
+        Q = ``out_to_loss`` of the train rows comes from the store, if these are its features, by their
+        number and norms. In parts of them, or in several calls' features joined together, each row is
+        found by its values, in any order. Otherwise Q = 1, with a warning.
 
         Parameters
         ----------
         train_features, test_features : Tensor, shapes (n, proj_dim) and (m, proj_dim)
             Features of the train samples and of the targets.
         allow_other_weights : bool
-            Score also where the store says that both were made with different weights.
+            Whether to compute scores even if the store says that both were made with different weights.
 
         Returns
         -------
@@ -194,12 +194,12 @@ class TRAKAttributor:
         Raises
         ------
         SpecMismatchError
-            Train and test features were made with different weights; or some train rows are known here
-            and others not, so that Q would be right for a part of them.
+            When train and test features were made with different weights; or when only some train rows
+            are known here, so that Q would be right for a part of them.
         """
         train, test = _features(train_features, "train"), _features(test_features, "test")
         found, targets = self._embedded.find("train", train), self._embedded.find("test", test)
-        # Features that are not in the store, or were made elsewhere, have no hash to compare.
+        # Features that are not in the store, or were made elsewhere, have no hash to be compared.
         weights = found.weights | targets.weights
         if len(weights) > 1 and "" not in weights and not allow_other_weights:
             one, other = (_short(each.weights) for each in (found, targets))
@@ -207,7 +207,7 @@ class TRAKAttributor:
                 f"the train features were made with the weights {one}, the test features with "
                 f"{other}: compute both with the same, or allow_other_weights=True if it is meant"
             )
-        # Q belongs to the train rows that it was computed with: other rows have another.
+        # Q belongs to the train rows with which it was computed.
         scale: NDArray[np.float32] | None = found.out_to_loss
         if found.missing and (found.chunked or found.missing < len(train)):
             raise SpecMismatchError(
@@ -233,7 +233,7 @@ class TRAKAttributor:
         test_idx, top_k : int
             Row of the target, and number of train samples.
         return_scores : bool
-            Whether their scores are returned too.
+            Whether to return their scores too.
 
         Returns
         -------
@@ -242,7 +242,7 @@ class TRAKAttributor:
         Raises
         ------
         TrakStoreError
-            There is no such target.
+            When there is no such target.
         """
         test_idx = as_whole(test_idx, "test_idx")
         row = _array(torch.as_tensor(attributions)[test_idx : test_idx + 1])
@@ -255,7 +255,7 @@ class TRAKAttributor:
     def analyze_attribution_patterns(
         self, attributions: Tensor, train_labels: Any, test_labels: Any
     ) -> dict[str, float]:
-        """Describe where the score goes, by means over targets.
+        """Describe the distribution of scores over train samples, by means over targets.
 
         Parameters
         ----------
@@ -267,8 +267,8 @@ class TRAKAttributor:
         Returns
         -------
         dict
-            ``same_class_bias``: share of the positive score from the target's class, less the share
-            of train samples that are of it, and both of these; ``attribution_concentration``: Gini
+            ``same_class_bias``: share of the positive score from the target's class, less the share of
+            train samples in that class, and both of these; ``attribution_concentration``: Gini
             coefficient of ``|score|``; ``participation_ratio``; ``positive_mass_top_tenth``.
         """
         summary = class_summary(_array(attributions), _array(train_labels), _array(test_labels))
@@ -282,7 +282,7 @@ class TRAKAttributor:
         return torch.cat([one.reshape(-1) for one in gradients])
 
     def _project_gradient(self, vector: Tensor) -> Tensor:
-        """Make a feature of a flattened gradient, shapes (total_params,) -> (proj_dim,)."""
+        """Project a flattened gradient, shapes (total_params,) -> (proj_dim,)."""
         return self.projection_matrix.project(vector.detach()[None])[0]
 
 
@@ -299,12 +299,12 @@ def compute_attribution_stability(
 ) -> dict[str, float]:
     """Measure how much scores depend on the seed of the projection.
 
-    Every fifth sample is a target, all others are train samples, so that none scores itself.
+    Every fifth sample is a target, and all others are train samples, so that none scores itself.
 
     Parameters
     ----------
     attributor : TRAKAttributor
-        Its model, task, dimension and damping are used, in stores of their own.
+        Its model, task, dimension and damping are used, with stores of their own.
     dataloader : DataLoader without shuffling, or data set
         Samples, ten or more.
     num_runs, top_k : int
@@ -319,7 +319,7 @@ def compute_attribution_stability(
     Raises
     ------
     TrakStoreError
-        Fewer than 2 runs or 10 samples, or a projection without a seed.
+        For fewer than 2 runs or 10 samples, or a projection without a seed.
 
     Examples
     --------
@@ -337,7 +337,7 @@ def compute_attribution_stability(
         raise TrakStoreError(f"the {spec.kind} projection has no seed that scores could depend on")
     sides = {"train": [row for row in rows if row % 5], "test": rows[::5]}
     runs = []
-    # Each seed has a store of its own: one store has one projection.
+    # Each seed has its own store, since a store has one projection.
     for seed in range(num_runs):
         one = TRAKAttributor(
             attributor.model,

@@ -30,11 +30,11 @@ from trakstore.storage.store import FeatureStore
 
 log = logging.getLogger("trakstore")
 
-UNNAMED = "scores"  # name of the experiment of those who give none
+UNNAMED = "scores"  # name of the experiment if none is given
 
 
 class ModelIDException(TrakStoreError):
-    """A checkpoint that is not known, or not featurized.
+    """A checkpoint that is unknown, or not featurized.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class ModelIDException(TrakStoreError):
 
 @contextmanager
 def _model_ids() -> Iterator[None]:
-    """Raise what is wrong with an epoch as the error that people catch."""
+    """Turn errors about an epoch into the error type that users of the library catch."""
     try:
         yield
     except (SpecMismatchError, IncompleteError) as error:
@@ -59,15 +59,15 @@ def _model_ids() -> Iterator[None]:
 class TRAKer:
     """TRAK scores by the calls of ``trak.TRAKer`` (traker 0.3), whose arguments these are.
 
-    Batches of any sample indices may come from several processes: they are kept as they come, in
+    Batches with any sample indices may come from several processes. They are kept in
     ``save_dir/staging``, and ``finalize_features`` writes them to the store ``save_dir/store.zarr``,
-    which is open to everything else in this package; there ``model_id`` is the epoch.
+    which everything else in this package can open; there ``model_id`` is the epoch.
 
-    With the same ``lambda_reg`` above 0, scores are that library's but for a factor for each
+    With the same ``lambda_reg`` above 0, scores equal that library's except for a factor for each
     checkpoint, by which it divides its inverse, for the draw of the projection, and for its float16
-    arithmetic where that was on. **At default arguments they are not**: it then adds nothing to its
-    kernel, which is singular where there are fewer samples than dimensions, and scores are noise. For
-    1,000 digits, a network of 4,810 parameters, the default dimension of 2,048 and 100 targets, its
+    arithmetic where that is on. **At default arguments they do not**: that library then adds nothing to
+    its kernel, which is singular if there are fewer samples than dimensions, and its scores are noise.
+    For 1,000 digits, a network of 4,810 parameters, the default dimension of 2,048 and 100 targets, its
     scores correlate
 
     - at default arguments by 0.01 with those of here, and by 0.01 with its own under another
@@ -80,34 +80,33 @@ class TRAKer:
     Parameters
     ----------
     model : nn.Module
-        Copied, so that checkpoints are loaded into the copy: the model that is given keeps its
-        weights, its mode and its device, and ``model.state_dict()`` may be a checkpoint.
+        Model that is copied; checkpoints are loaded into the copy. So the given model keeps its
+        weights, mode and device, and ``model.state_dict()`` may be a checkpoint.
     task : str or object
         ``"image_classification"``, ``"text_classification"``, an object with ``get_output`` and
         ``get_out_to_loss_grad``, or an output of ``trakstore.features``.
     train_set_size : int
         Number of train samples.
     save_dir, load_from_save_dir : path and bool
-        Folder of all that is kept; what is in it is always gone on with.
+        Folder of everything that is stored; its contents are always continued.
     device : str
-        The CPU is used, with a line in the log, where there is no GPU.
+        Device of the model. If there is no GPU, the CPU is used, with a line in the log.
     projector : ProjectionSpec, or object with ``proj_dim``, optional
-        An object's ``proj_dim`` of 0 is no projection; its ``seed`` and ``proj_type`` are kept, its
-        matrix is this package's. When None, ``ProjectionSpec("sjlt", proj_dim, projector_seed)``.
+        An object's ``proj_dim`` of 0 means no projection; its ``seed`` and ``proj_type`` are used, with
+        this package's matrix. By default ``ProjectionSpec("sjlt", proj_dim, projector_seed)``.
     proj_dim, projector_seed : int
-        Dimension and seed, where there is no projector.
+        Dimension and seed, if no projector is given.
     logging_level : int
         Level of this package's log.
     grad_wrt : str or iterable of str, optional
-        Names of parameters; all when None.
+        Names of parameters; all by default.
     lambda_reg : float, optional
-        λ, added to the kernel of features as they are there: divided by the root of the number of
-        parameters, and multiplied by the root of the dimension, by which its random matrices are larger
-        than a projection's here. None is the damping of ``trak_scores``, 1 times the mean squared
-        norm, which is no default of that library: its own is 0, which is refused here where a kernel is
-        singular.
+        λ for the kernel of that library's features, which are divided by the root of the number of
+        parameters, and multiplied by the root of the dimension, by which its random matrices exceed
+        those of this package. None means the damping of ``trak_scores``, 1 times the mean squared norm.
+        That library's own default is 0, which is refused here if a kernel is singular.
     gradient_computer, saver, score_computer, use_half_precision, proj_max_batch_size
-        Taken, and without effect: features are float32.
+        Accepted, and without effect: features are float32.
 
     Examples
     --------
@@ -154,9 +153,10 @@ class TRAKer:
         self.train_set_size = as_whole(train_set_size, "train_set_size", 1)
         self.save_dir = Path(save_dir).resolve()
         self._place = self.save_dir / "staging"
-        # There features are divided by the root of the number of parameters, a kernel by the number:
-        # the same ridge of this kernel is so many times as large. Entries of random matrices are ±1 or
-        # standard normal there, and divided by the root of the dimension here: it is so much smaller.
+        # That library divides features by the root of the number of parameters, and so its kernel by
+        # the number: the same ridge is that many times as large here. Its random matrices have entries
+        # ±1 or standard normal, while ours are divided by the root of the dimension: the ridge is that
+        # much smaller.
         scale = 1 if projection.kind == "identity" else self.proj_dim
         if lambda_reg is not None:
             lambda_reg = as_number(lambda_reg, "lambda_reg", least=0)
@@ -176,33 +176,32 @@ class TRAKer:
         model_id: int,
         _allow_featurizing_already_registered: bool = False,
     ) -> None:
-        """Take the weights of a checkpoint, whose features come next.
+        """Load the weights of a checkpoint, whose features come next.
 
         Parameters
         ----------
         checkpoint : path, state dict or callable
             Weights of the model.
         model_id : int
-            Number of the checkpoint; one that other weights were featurized under is refused.
+            Number of the checkpoint; refused if other weights were featurized under it.
         """
         self._featurized = self._begin(checkpoint, model_id, "train", self.train_set_size)
         self._featurized.done = self._featurized.staged.there
 
     def featurize(self, batch: Any, inds: Any = None, num_samples: int | None = None) -> None:
-        """Compute the features of a batch of train samples; those that are there are left out.
+        """Compute the features of a batch of train samples; rows that are there already are left out.
 
         Parameters
         ----------
         batch : tuple or dict of Tensor
-            Samples as the task takes them.
+            Samples in the form that the task takes.
         inds, num_samples : array of int, or int
-            Numbers of these samples, each that of one sample, or how many these are, next to those
-            before.
+            Positions of these samples, or their number, if they follow those before.
 
         Raises
         ------
         OrderError
-            No checkpoint was loaded.
+            When no checkpoint was loaded.
         """
         if self._featurized is None:
             raise OrderError("Load a checkpoint using traker.load_checkpoint before featurizing")
@@ -212,19 +211,19 @@ class TRAKer:
     def finalize_features(
         self, model_ids: Iterable[int] | None = None, del_grads: bool = False
     ) -> None:
-        """Write the features of checkpoints to the store; a sample that lacks them is an error.
+        """Write the features of checkpoints to the store; every sample must have them.
 
         Parameters
         ----------
         model_ids : iterable of int, optional
-            Numbers of the checkpoints; all when None.
+            Numbers of the checkpoints; all by default.
         del_grads : bool
-            Whether the staged rows, which are in the store then, are removed.
+            Whether to remove the staged rows, which are then in the store.
 
         Raises
         ------
         ModelIDException
-            A checkpoint that is not known, or lacks features of a sample.
+            When a checkpoint is unknown, or lacks features of a sample.
         """
         status = self.store.status()
         known = sorted(int(path.parent.name) for path in self._place.glob("*/train"))
@@ -249,20 +248,21 @@ class TRAKer:
         model_id: int | None = None,
         num_targets: int | None = None,
     ) -> None:
-        """Take the weights of a checkpoint for the targets of an experiment.
+        """Load the weights of a checkpoint for the targets of an experiment.
 
         Parameters
         ----------
         exp_name, num_targets : str and int
-            Name of the experiment, ``"scores"`` when None, and number of its targets.
+            Name of the experiment, by default ``"scores"``, and number of its targets.
         checkpoint, model_id
-            As in :meth:`load_checkpoint`. Where there is no ``checkpoint``, the first argument is one,
-            as in the first releases of that library, whose README has it so still.
+            As in :meth:`load_checkpoint`. If ``checkpoint`` is None, the first argument is the
+            checkpoint, as in the first releases of that library, and still in its README.
 
         Raises
         ------
         TrakStoreError
-            There is no checkpoint, the experiment's name can be no split's, or it has more targets.
+            When there is no checkpoint, the experiment's name cannot name a split, or it has more
+            targets.
         """
         if checkpoint is None:
             exp_name, checkpoint = None, exp_name
@@ -285,7 +285,7 @@ class TRAKer:
         Raises
         ------
         OrderError
-            No checkpoint was started.
+            When no checkpoint was started.
         """
         if self._scored is None:
             raise OrderError("call traker.start_scoring_checkpoint before scoring")
@@ -304,25 +304,28 @@ class TRAKer:
         Parameters
         ----------
         exp_name : str
-            Name of the experiment; by default the one without a name.
+            Name of the experiment; by default the unnamed one.
         model_ids : iterable of int, optional
-            Numbers of the checkpoints; all that were finalized when None.
+            Numbers of the checkpoints; by default all that were finalized.
         allow_skip : bool
-            Whether checkpoints without features of these targets are left out, instead of an error.
+            Whether to leave out checkpoints without features of these targets, instead of raising an
+            error.
         allow_other_weights : bool
-            Score also where targets and train samples of a ``model_id`` had different weights.
+            Whether to compute scores even if targets and train samples of a ``model_id`` had different
+            weights.
 
         Returns
         -------
         memmap of float32, shape (train, target)
-            ``save_dir/scores/{exp_name}.npy``. Everything else in this package has (target, train).
+            Scores in ``save_dir/scores/{exp_name}.npy``. Everything else in this package has (target,
+            train).
 
         Raises
         ------
         ModelIDException
-            A checkpoint that is not finalized, or has targets without features.
+            When a checkpoint is not finalized, or has targets without features.
         TrakStoreError
-            There is no such experiment.
+            When there is no such experiment.
         """
         experiment = Experiment(self._place, exp_name)
         split, targets = experiment.split, experiment.targets
@@ -338,8 +341,8 @@ class TRAKer:
         )
         path = self.save_dir / "scores" / f"{exp_name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Tiles may be computed in other processes: each opens the file that is made here, and writes
-        # its own part of it.
+        # Tiles may be computed in other processes, each of which opens the file made here and writes
+        # its own part.
         np.lib.format.open_memmap(path, "w+", np.float32, scores.shape[::-1]).flush()
         for_each_tile(scores, partial(_write_transposed, path))
         self.scores: Any = np.load(path, mmap_mode="r+")
@@ -362,7 +365,7 @@ class TRAKer:
             if allow_skip and not staged.files:
                 log.warning("no target features for model ID %s, skipping it", model_id)
                 continue
-            # Targets may have been scored again since: what is staged is what counts.
+            # Targets may have been scored again since then: the staged features count.
             if split in store.splits_of(model_id):
                 store.drop(model_id, split)
             staged.write(store)

@@ -21,9 +21,10 @@ _ENTRIES = 3
 class TripleScore(ModelOutput):
     """Score f of a triple as the output, with the logistic loss of its label.
 
-    Batches are ``(head, relation, tail)``, which are true, or ``(head, relation, tail, label)`` with 1
-    for true and 0 for false; the model takes the first three and gives a score for each. With s = 1 for
-    true and -1 for false, loss = log(1 + exp(-s·f)) and ``out_to_loss`` = s / (1 + exp(s·f)).
+    Batches are ``(head, relation, tail)``, which are true, or ``(head, relation, tail, label)`` with
+    label 1 for true and 0 for false; the model takes the first three and gives a score for each triple.
+    With s = 1 for true and -1 for false, loss = log(1 + exp(-s·f)) and ``out_to_loss`` = s / (1 +
+    exp(s·f)).
     """
 
     name = "triple_score"
@@ -43,7 +44,7 @@ class TripleScore(ModelOutput):
         Raises
         ------
         TrakStoreError
-            When it gives more, or fewer.
+            When it gives more or fewer.
         """
         scores = model(*batch[:_ENTRIES])
         if not isinstance(scores, Tensor) or scores.numel() != len(batch[0]):
@@ -56,7 +57,7 @@ class TripleScore(ModelOutput):
 
 
 class TripleRows:
-    """Rows of a tensor of triples as samples, each a tuple of three numbers.
+    """Rows of a tensor of triples as samples, each a tuple of three integers.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class TripleRows:
 def with_triples(given: Any) -> Any:
     """Return triples of a factory (``mapped_triples``), tensor, array or list as samples.
 
-    All else is returned as it is.
+    Anything else is returned unchanged.
     """
     rows = getattr(given, "mapped_triples", given)
     if isinstance(rows, Tensor | np.ndarray) and rows.ndim == 2:
@@ -95,20 +96,20 @@ def as_triple(sample: Any) -> Any:
     """
     if not isinstance(sample, Tensor | np.ndarray) or sample.ndim != 1:
         return sample
-    # Sequences of tokens are 1-D too: what is not of a triple's length stays one tensor.
+    # Sequences of tokens are 1-D too: only tensors of a triple's length are taken apart.
     entries = tuple(sample.tolist()) if len(sample) in (_ENTRIES, _ENTRIES + 1) else ()
     return entries if is_triple(entries) else sample
 
 
 def is_triple(sample: Any) -> bool:
-    """Tell whether a sample is three whole numbers, or these and a label."""
+    """Tell whether a sample is three integers, or three integers and a label."""
     if not isinstance(sample, tuple | list) or len(sample) not in (_ENTRIES, _ENTRIES + 1):
         return False
     return all(map(is_whole, sample[:_ENTRIES]))
 
 
 def scores_triples(model: Any) -> bool:
-    """Tell whether a model must be given three arguments: head, relation and tail."""
+    """Tell whether a model requires three arguments: head, relation and tail."""
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     taken = parameters_of(model).values()
     needed = [one for one in taken if one.kind in kinds and one.default is Parameter.empty]

@@ -57,38 +57,39 @@ def unprojected_scores(
 
     .. math:: \tau(t, z) = \nabla l(t)^\top (G^\top G / d + \lambda I)^{-1} \nabla l(z)
 
-    averaged over epochs, with the gradients G of the train samples with d draws of labels each. They
-    are :func:`~trakstore.influence_scores` with ``kernel="sampled"``, without the noise of the
-    projection. Nothing of the size of G is held: with
+    averaged over epochs, where G are the gradients of the train samples with d draws of labels each.
+    These are :func:`~trakstore.influence_scores` with ``kernel="sampled"``, without the noise of the
+    projection. Nothing of the size of G is held. With
 
     .. math:: (G^\top G + \lambda I)^{-1} = (I - G^\top (G G^\top + \lambda I)^{-1} G) / \lambda
 
-    conjugate gradients run in the space of the samples, where the store has ΦΦᵀ ≈ GGᵀ, whose inverse is
-    their preconditioner, and whose scores are where they begin. Each iteration computes all gradients
-    of G twice; beside them two passes over G, and one over the train samples, are needed, for any
-    number of targets: two iterations take about six times as long as to featurize the drawn labels.
+    conjugate gradients run in the space of the samples, where the store has ΦΦᵀ ≈ GGᵀ: its inverse is
+    the preconditioner, and its scores are the starting point. Each iteration computes all gradients of
+    G twice. Two further passes over G, and one over the train samples, are needed for any number of
+    targets: two iterations take about six times as long as featurizing the drawn labels.
 
     Parameters
     ----------
     job : Job
-        The one that the store was made from, with ``sampled`` and the weights of the epochs.
+        Job from which the store was made, with ``sampled`` and the weights of the epochs.
     store : FeatureStore
         Open store with the targets, the train samples, and these with drawn labels.
     targets, train : str
         Names of splits.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to average; by default all that have both splits.
     damping : float or Damping, optional
-        c of λ = c·tr(K)/n, with the store's kernel K, or ``Damping(absolute=λ)``; 0.1 when None.
-        Without projection a smaller one is better than with it.
+        c in λ = c·tr(K)/n, with the store's kernel K, or ``Damping(absolute=λ)``; by default 0.1.
+        Without projection a smaller value is better than with it.
     rows : int, slice, sequence of int, or array of bool, optional
-        Positions of targets in their stored split, or a mask of all its rows; negative ones count
-        from the end. All that are not masked when None. A gradient of each is held, beside three
-        vectors of that size.
+        Positions of targets in their stored split, or a mask over all its rows; negative ones count
+        from the end. By default all that are not masked. A gradient of each target is held, with three
+        further vectors of that size.
     iterations : int
-        Steps from the store's answer. At 0 its own α stays, between gradients that are not projected.
+        Steps from the store's answer. With 0, the store's α is used between gradients that are not
+        projected.
     device : str, optional
-        Device of the model; the GPU where there is one when None.
+        Device of the model; by default the GPU if there is one.
     memory_limit : int or str, optional
         Bytes for the store's kernel; a quarter of the available memory when None.
 
@@ -103,7 +104,7 @@ def unprojected_scores(
     NotFoundError
         When the store has no drawn labels, or no such epoch, split or row, or the row is masked.
     IncompleteError
-        When the features of targets or drawn labels were dropped, and only their gram is there.
+        When the features of targets or drawn labels were dropped, and only their gram is left.
     SpecMismatchError
         When data, weights, output, parameters, projection, scale or precision of the job are not those
         of the store.
@@ -131,7 +132,7 @@ def unprojected_scores(
     assert kernel is not None
     chosen = _chosen(pairs[0].target.stored, rows)
     place = worker_device(device)
-    # Hours of gradients may come before the first stored row is read: all is checked before them.
+    # Hours of gradients may pass before the first stored row is read: everything is checked first.
     _need_rows([*(pair.target.stored for pair in pairs), *(one.stored for one in kernel.rows)])
     check_job(job, store, place, "give the job that the store was made from")
     limit = memory_budget(memory_limit)
@@ -144,7 +145,7 @@ def unprojected_scores(
             with evaluated(job.model, place), working_on(place, job.precision):
                 _check_weights(job, pair.train.stored)
                 one = _Epoch.of(job, store, pair, kernel, at, chosen, factor, place, limit)
-                # The epochs are weighed as those of influence_scores.
+                # The epochs are weighted as in influence_scores.
                 share = 1 / kernel.part_values(factor, split)["length"]
                 total += share * one.scores(iterations)
                 shares += share
@@ -188,7 +189,7 @@ def _need_rows(splits: Sequence[Split]) -> None:
 
 
 def _check_weights(job: Job, split: Split) -> None:
-    """Refuse weights that the split was not made with."""
+    """Refuse weights other than those of the split."""
     weights = checkpoint_hash(job.model)
     if split.spec.checkpoint not in (None, weights):
         raise SpecMismatchError(
@@ -210,7 +211,7 @@ class _Epoch:
     kernel : RowsKernel
         Stored rows Φ of the drawn samples, with the signs of G.
     factor : Factor
-        ΦᵀΦ + λI, where λ is that of the sum over all draws.
+        ΦᵀΦ + λI, with λ for the sum over all draws.
     draws : int
     """
 
@@ -240,8 +241,9 @@ class _Epoch:
         gradients = partial(GradientRows.of, job, store.spec)
         projected = _taken(pair.target.stored.column("features"), chosen)
         projected *= whole_column(pair.target.stored.column("out_to_loss"))[chosen, None]
-        # A row of the store and one of G have to be of one sign: start and preconditioner go from one
-        # space to the other. The trace is asked for by solvers alone, and the factor is there already.
+        # A row of the store and a row of G must have the same sign, since the start and the
+        # preconditioner go from one space to the other. Only solvers need the trace, and the factor is
+        # there already.
         stored = RowsKernel(loss_gradient_rows(drawn), 0.0, limit)
         return cls(
             gradients(pair.target.stored, chosen, device),
@@ -256,13 +258,13 @@ class _Epoch:
     def scores(self, iterations: int) -> F64:
         """Compute the scores of the targets (target, train)."""
         queries, damping = self.target.matrix(), self.factor.damping
-        # The store's own answer, α = t̂ (ΦᵀΦ + λI)⁻¹ Φᵀ, is nearer than what its inverse makes of the
-        # whole gradients' tGᵀ, whose projection noise is divided by λ.
+        # The store's own answer α = t̂ (ΦᵀΦ + λI)⁻¹ Φᵀ is a better start than its inverse applied to
+        # the whole gradients' tGᵀ, in which λ divides the noise of the projection.
         start = self.kernel.project(self.factor.solve(self.projected))
         state = _Solution(self.drawn, damping, self._preconditioned, queries, start)
         for _ in range(iterations):
             state.step()
-        # The sum over draws has draws times the Gauss-Newton matrix, and its λ.
+        # The sum over draws is draws times the Gauss-Newton matrix, and so is its λ.
         return self.train.products((queries - state.lifted) * (self.draws / damping))
 
     def _preconditioned(self, values: F64) -> F64:
@@ -281,7 +283,7 @@ class _Solution:
     damping : float
         λ.
     preconditioned : callable
-        Product with what is nearly (GGᵀ + λI)⁻¹.
+        Product with an approximation of (GGᵀ + λI)⁻¹.
     queries : Tensor, shape (m, parameters)
         Gradients t of the targets.
     start : ndarray, shape (m, rows)
@@ -290,7 +292,7 @@ class _Solution:
     Attributes
     ----------
     lifted : Tensor, shape (m, parameters)
-        α G, which is all that is asked of α.
+        α G, the only part of α that is needed.
     """
 
     def __init__(
@@ -302,7 +304,7 @@ class _Solution:
 
     @cached_property
     def _residual(self) -> F64:
-        # t Gᵀ − α (GGᵀ + λI) needs one pass over the rows, since t and α G are there.
+        # t Gᵀ − α (GGᵀ + λI) needs one pass over the rows, since t and α G are known.
         return self._drawn.products(self._queries - self.lifted) - self._damping * self._start
 
     @cached_property

@@ -33,7 +33,7 @@ def _root(
         print(context.get_help())
 
 
-# Since 0.26 typer brings its own copy of click; before it used the installed one.
+# Since 0.26 typer has its own copy of click; earlier versions use the installed one.
 _ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
@@ -43,14 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Those of the process by default.
+        Words of the command line; by default those of the process.
 
     Returns
     -------
     int
-        0; 2 for bad use, every :class:`~trakstore.errors.TrakStoreError` and what the system
-        refuses, after one line on standard error; 130 when interrupted. Any other exception is a
-        fault and is not caught.
+        0; 2 after bad use, a :class:`~trakstore.errors.TrakStoreError` or a refusal of the system, with
+        one line on standard error; 130 when interrupted. Any other exception is a fault, and is not
+        caught.
     """
     tolerant_streams()
     try:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _ClickException as error:
         error_line(_usage(error, sys.argv[1:] if arguments is None else arguments))
     except OSError as error:
-        # Without a number it is not the system's error, but some library's: a fault.
+        # Without a number it is a library's error, not the system's, and so a fault.
         if error.errno is None:
             raise
         error_line(_refused(error))
@@ -78,8 +78,8 @@ def command_line(words: Sequence[str] | None = None) -> Any:
     Parameters
     ----------
     words : sequence of str, optional
-        The line that is to be run: only commands that it names are imported, others are known by name.
-        All are imported by default.
+        Line to be run: only commands that it names are imported, and others are known by name. By
+        default all are imported.
     """
     app = typer.Typer(
         name="trakstore",
@@ -111,11 +111,11 @@ def command_line(words: Sequence[str] | None = None) -> Any:
 
 
 def _not_imported() -> None:
-    """Stand for a command that the line does not name, and so cannot run."""
+    """Stand in for a command that the line does not name, and so does not run."""
 
 
 def _hide_missing_defaults(command: Any) -> None:
-    """Leave out "[default: None]", which older releases of typer write where there is none."""
+    """Leave out "[default: None]", which older releases of typer write if there is no default."""
     for option in command.params:
         option.show_default = option.show_default and option.default is not None
     for below in getattr(command, "commands", {}).values():
@@ -124,12 +124,12 @@ def _hide_missing_defaults(command: Any) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = None if arguments is None else list(arguments)
-    # Not standalone: typer would print errors in its own way and end the process.
+    # Not standalone, since typer would then print errors in its own way and end the process.
     try:
         with uncollected():
             line = command_line(_words(given))
         code = line.main(given, prog_name="trakstore", standalone_mode=False)
-        # A closed pipe shows when what was printed is written out: here, where it is expected.
+        # A closed pipe shows only when output is flushed, which is done here, where it is expected.
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -142,43 +142,43 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _words(given: list[str] | None) -> list[str] | None:
-    """Return the words of the line; None where a shell asks to complete one, which may name any."""
+    """Return the words of the line; None if a shell asks to complete it, which may name any command."""
     if "_TRAKSTORE_COMPLETE" in os.environ:
         return None
     return sys.argv[1:] if given is None else given
 
 
 def _refused(error: OSError) -> str:
-    """A message that says what the system refused, and for which file."""
+    """Write what the system refused, and for which file."""
     file = "" if error.filename is None else f" ({error.filename})"
     return f"the system refuses: {error.strerror}{file}; choose another place, or make it possible"
 
 
 def _closed_pipe() -> int:
-    """End quietly where nobody reads any more (``| head``), the interpreter's last flush too."""
+    """End quietly if nobody reads any more (``| head``), and so does the interpreter's last flush."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 
 def _usage(error: Any, words: Sequence[str]) -> str:
-    """Write what was wrong on the command line, and which help to read."""
+    """Write the fault of the command line, and which help to read."""
     context = getattr(error, "ctx", None)
-    # The parser names no command when an option at the end of the line lacks its value.
+    # The parser names no command if an option at the end of the line lacks its value.
     command = named_command(words) if context is None else None
     path = getattr(context, "command_path", "trakstore") if command is None else command.path
     return f"{error.format_message().rstrip('.')}{_got(error)}; see {path} --help"
 
 
 def _got(error: Any) -> str:
-    """Write the value that was refused; nothing where the message has it."""
-    # Newer releases of typer have values checked by pydantic, whose error alone knows it.
+    """Write the refused value; an empty text if the message has it."""
+    # In newer releases of typer pydantic checks values, and only its error holds the value.
     problems: list[Any] = getattr(error.__cause__, "errors", list)()
     return f", got {problems[0]['input']!r}" if problems else ""
 
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Print warnings as one line each, without Python's place and source."""
+    """Print each warning on one line, without its place and source."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: error_line(message, "warning")
         yield

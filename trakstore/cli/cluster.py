@@ -16,13 +16,13 @@ from trakstore.passes.dask_cluster import cluster_errors
 from trakstore.progress import on_terminal
 
 SECONDS = 10  # in which a scheduler must answer
-# Ctrl-C reaches every process of the terminal. Workers ignore it: this process stops them.
+# Ctrl-C reaches every process of the terminal. Workers ignore it, since this process stops them.
 IGNORES_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
 @contextmanager
 def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
-    """Open a Dask client for the block, where one was asked for.
+    """Within, have a Dask client, if one was asked for.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def workplace(workers: int | None, scheduler: str | None) -> Iterator[None]:
     from distributed.utils import silence_logging_cmgr
 
     if workers is None:
-        # The cluster's own log is silenced: that a worker died is said by one error, in one line.
+        # The cluster's own log is silenced, since one error, in one line, reports that a worker died.
         try:
             client = Client(scheduler, timeout=SECONDS)
         except (OSError, ValueError) as error:
@@ -84,7 +84,7 @@ def _local_cluster(workers: int) -> Any:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Find the first of the errors that led to this one: the system's own words."""
+    """Return the first error in the chain that led to this one, with the system's own message."""
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
     return error

@@ -1,4 +1,4 @@
-"""Commands by name, with what the help says of each: only one that runs is imported."""
+"""Commands by name, with their help texts; only a command that runs is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NO_RESULT = "there is no result yet; give the same command again"
 
 @dataclass(frozen=True)
 class Command:
-    """A command as the list of commands shows it.
+    """A command in the list of commands.
 
     Attributes
     ----------
@@ -23,9 +23,9 @@ class Command:
     summary : str
         First paragraph of the function's docstring.
     example : str
-        A line that its help ends with.
+        Last line of its help.
     interrupted : str
-        What is left after Ctrl-C, and what to do then.
+        State after Ctrl-C, and what to do then.
     """
 
     name: str
@@ -225,7 +225,7 @@ EVALUATIONS = (
 
 
 def named_command(words: Sequence[str]) -> Command | None:
-    """Find the command that a line's first words name, where they name one.
+    """Find the command that a line's first words name, if they name one.
 
     Examples
     --------

@@ -54,12 +54,12 @@ def load_images() -> dict[str, Images]:
 
 
 def _digits_table() -> NDArray[np.float64]:
-    """Read the digits of scikit-learn: in each row 64 pixels from 0 to 16, then the class."""
+    """Read the digits of scikit-learn: each row has 64 pixels from 0 to 16, then the class."""
     found = find_spec("sklearn")
     if found is None or found.origin is None:
         need_extra("the demo", "demo", "sklearn")
     else:
-        # To import scikit-learn takes longer than to train on its digits: the file is read instead.
+        # Importing scikit-learn takes longer than training on its digits: the file is read directly.
         with suppress(FileNotFoundError):
             return np.loadtxt(Path(found.origin).parent / _DIGITS, delimiter=",")
     from sklearn.datasets import load_digits
@@ -176,7 +176,7 @@ def _walk(out: Path, say: Console) -> dict[str, Any]:
 
 
 def _check_folder(out: Path) -> None:
-    """Refuse a folder that holds something else."""
+    """Refuse a folder with anything other than an earlier demo."""
     if exists(out) and not is_folder(out):
         raise LocationError(f"{out} is a file; give a folder with --out")
     names = sorted(one.name for one in out.iterdir()) if exists(out) else []
@@ -192,7 +192,7 @@ def _reproducible() -> Iterator[None]:
     """Let torch use one thread and a seeded generator for the block; both are put back."""
     import torch
 
-    # Sums of several threads are rounded by their number: with one, every machine of a kind agrees.
+    # The rounding of sums depends on the number of threads: with one, all machines of a kind agree.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -220,8 +220,8 @@ def _train(model: nn.Module, images: Tensor, labels: Tensor) -> dict[int | str, 
     """Train by SGD with momentum; return the weights after some of the epochs."""
     import torch
 
-    # Bit for bit the steps of torch.optim.SGD, whose first step imports the whole compiler of torch:
-    # that takes longer than the training does.
+    # These are, to the bit, the steps of torch.optim.SGD, whose first step imports torch's whole
+    # compiler, which takes longer than the training.
     weights = [*model.parameters()]
     velocities = [torch.zeros_like(one) for one in weights]
     kept: dict[int | str, dict[str, Tensor]] = {}

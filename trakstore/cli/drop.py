@@ -64,7 +64,7 @@ def drop(
 def _drop_rows(
     store: FeatureStore, split: str, epochs: list[Epoch] | None, memory_limit: str | None
 ) -> list[Epoch]:
-    """Drop the rows of a split at some epochs, each once its gram is stored; return the epochs."""
+    """Drop the rows of a split at some epochs, after storing their grams; return the epochs."""
     chosen = list(store.open_splits(epochs, (split,)))
     if not chosen:
         raise NotFoundError(f"no epoch has a split {split!r}{did_you_mean(split, store.splits)}")
@@ -79,7 +79,7 @@ def _drop_rows(
 
 
 def _refuse_larger(split: Split) -> None:
-    """Raise a :class:`TrakStoreError` where the gram would take more than the rows."""
+    """Raise a :class:`TrakStoreError` if the gram would take more space than the rows."""
     gram, rows = 8 * split.dim**2, split.rows * split.row_bytes
     if gram > rows:
         raise TrakStoreError(

@@ -33,7 +33,7 @@ def dynamics(
     if as_json and as_csv:
         raise BadParameter("--json and --csv exclude each other")
     summaries = training_dynamics(store, split)
-    # A variable of the dataset: its name is what people type.
+    # Names of variables of the dataset, which people type.
     if by not in summaries:
         near = did_you_mean(by, map(str, summaries))
         raise NotFoundError(f"there is no summary {by!r}{near}")

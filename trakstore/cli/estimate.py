@@ -26,7 +26,7 @@ MOST_DIM = 2**31 - 1
 def _number(help_text: str, *names: str, most: int = MOST) -> Any:
     """Make an option that takes a number from 1 to ``most``."""
 
-    # A callback, since the help would show `max=` beside each option.
+    # A callback checks it, since with `max=` the help would show the limit beside each option.
     def checked(number: int) -> int:
         if number > most:
             raise BadParameter(f"{number} is more than {most:,}, the most that is estimated")
@@ -77,7 +77,7 @@ def _lines(problem: Problem, speed: Speed, rate: float | None) -> list[dict[str,
     lines, over_time = [], costs_over_time(problem) if problem.epochs > 1 else ()
     for cost in (*costs(problem), *over_time):
         seconds: float | None = speed.seconds(cost, problem.workers)
-        # Only the model decides how long gradients take: without a measured rate, no time is given.
+        # The time of gradients depends on the model: without a measured rate, no time is given.
         if cost.operation == "featurize":
             samples = problem.rows * problem.epochs
             seconds = samples / (rate * problem.workers) if rate else None
@@ -93,7 +93,7 @@ def _shown(lines: list[dict[str, Any]], asked: Problem, speed: Speed) -> Iterato
         f"{speed.flops / 1e9:.0f} GFLOP/s, read {human_bytes(int(speed.read))}/s, write "
         f"{human_bytes(int(speed.write))}/s"
     )
-    table = Table(box=None, pad_edge=False)  # all of it in 80 columns
+    table = Table(box=None, pad_edge=False)  # fits into 80 columns
     for name in ("rows", "operation", "on disk", "read", "memory", "flops", "time"):
         table.add_column(name, no_wrap=True)
     for line in lines:

@@ -172,7 +172,7 @@ def featurize(
             splits=split or None,
             batch_size=batch_size,
             memory_limit=memory_limit,
-            # None leaves the choice to the job: an option that was not given must not overrule it.
+            # None leaves the choice to the job, which an option that was not given must not overrule.
             skip_bad_rows=skip_bad_rows or None,
             precision=precision,
             check="all" if check_all else None,
@@ -203,7 +203,7 @@ def _chosen_job(
     to_shard: bool,
     device: str | None,
 ) -> Job:
-    """Load a job, and leave out of it what was not asked for."""
+    """Load a job, without the epochs and splits that were not asked for."""
     from trakstore.features import load_job
 
     job = load_job(name)
@@ -231,9 +231,9 @@ def _featurize(
     from trakstore.features.devices import worker_device
     from trakstore.features.sharding import shard_model, started_ranks, watched_ranks
 
-    # A wrong device is refused before the job is made, which may take minutes.
+    # A wrong device is refused first, since making the job may take minutes.
     own = worker_device(device)
-    # Libraries that load a model draw bars of their own.
+    # Libraries that load a model show progress bars of their own.
     with StepLine(show=leads, drawn=False) as steps:
         if tp is not None:
             steps.step("waiting for the other ranks")
@@ -248,7 +248,7 @@ def _featurize(
 
 
 def _end_at_once(message: str) -> None:
-    """End the process with an error: its own thread waits for another rank, and would not hear it."""
+    """End the process with an error; its main thread waits for another rank, and would not notice."""
     error_line(message)
     sys.stderr.flush()
     os._exit(2)  # as for every error that is told in a line
@@ -256,7 +256,7 @@ def _end_at_once(message: str) -> None:
 
 @contextmanager
 def _progress_when_stopped(store: str, rank: int) -> Iterator[None]:
-    """Say after Ctrl-C, as the first worker, how much of the store is there."""
+    """Print, after Ctrl-C in the first worker, how much of the store is written."""
     try:
         yield
     except KeyboardInterrupt:
@@ -287,7 +287,7 @@ def _line(done: Featurized, store: str, rank: int, world_size: int) -> str:
 
 
 def _twice(done: Featurized, rank: int, world_size: int) -> str:
-    """Write why rows were computed by another worker too; nothing where none were."""
+    """Write why other workers computed some rows too; an empty text if none did."""
     reasons = {
         "another worker, which had finished its own share, helped with them and was faster": (
             done.overtaken
@@ -304,7 +304,7 @@ def _twice(done: Featurized, rank: int, world_size: int) -> str:
 
 
 def _where_time_went(spent: Spent) -> str:
-    """Write shares of the time, largest first; those below a hundredth are left out."""
+    """Write shares of the time, largest first, without those below a hundredth."""
     seconds = {words: getattr(spent, name) for name, words in _SPENT.items()}
     shares = {words: 100 * one / spent.total for words, one in seconds.items()}
     listed = sorted(shares.items(), key=lambda pair: -pair[1])

@@ -35,7 +35,7 @@ def groups(asked: ScoreRequest) -> None:
         means = group_scores(scores, targets="label", train="label", how="mean", memory_limit=limit)
         matrix = np.asarray(means, dtype=np.float64)
         names = [whole_column(ids).tolist() for ids in (means.target_ids, means.train_ids)]
-        # Labels are of rows that are not masked, as the scores are.
+        # Labels of unmasked rows, which the scores have too.
         labels = (whole_column(scores.train_labels), whole_column(scores.target_labels))
         summary = class_summary(scores, *labels, limit)
     numbers = summary.means()

@@ -1,4 +1,4 @@
-"""Help of the commands: paragraphs that wrap where the terminal ends, and a word for each value."""
+"""Help of the commands: paragraphs that wrap at the terminal's width, and a word for each value."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 def paragraphs(function: Callable[..., object]) -> str:
     """Return a function's docstring, each paragraph on one line.
 
-    Typer keeps the ends of lines of all paragraphs but the first: a terminal that is narrower than the
-    source would wrap them a second time.
+    Typer keeps line ends in all paragraphs but the first: on a terminal narrower than the source, they
+    would wrap a second time.
     """
     return "\n\n".join(
         " ".join(one.split()) for one in inspect.cleandoc(function.__doc__ or "").split("\n\n")
@@ -42,11 +42,11 @@ def _without_types(parameters: list[Any]) -> list[Any]:
         if getattr(one, "is_flag", False):
             one.metavar = ""
         elif one.param_type_name == "argument":
-            # Here a metavar would not do: it is the word in the first column. Releases of typer
-            # before 0.26 ask for no such method, and show a type of their own.
+            # A metavar would not help: it is the word in the first column. Releases of typer before
+            # 0.26 do not call this method, and show a type of their own.
             one.display_type_rich = _no_type
     return parameters
 
 
 def _no_type(ctx: Any) -> None:
-    """Stand for the type of an argument, which a reader does not need."""
+    """Hide the type of an argument, which a reader does not need."""

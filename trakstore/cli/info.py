@@ -23,7 +23,8 @@ from trakstore.storage.tables.retrained import sets_of_models
 def info(store: StorePath, as_json: Json = False) -> None:
     """Show what a store holds on one screen; the last line says whether it can be used now."""
     contents = StoreContents.of(open_store(store))
-    # Not both: either reads what the other does not need, which takes time on object storage.
+    # Only one of the two: each reads parts that the other does not need, which is slow on object
+    # storage.
     print_result(as_json, _document(contents) if as_json else {}, _shown(contents))
 
 
@@ -54,7 +55,7 @@ def _document(contents: StoreContents) -> dict[str, Any]:
 
 
 def _saved(store: FeatureStore) -> dict[str, list[str]]:
-    """Name the scores and models that were saved beside the features."""
+    """Return the names of scores and models saved beside the features."""
     return {
         "scores": names_of_scores(store.location),
         "retrained_models": sets_of_models(store.location),

@@ -15,18 +15,18 @@ from trakstore.planning import counted
 from trakstore.report.terminal_tables import top_table
 
 SHOWN = 20  # targets of a table
-LOW_RECALL = 0.9  # below which it is told what to do
+LOW_RECALL = 0.9  # below which the remedy is printed
 _RECALL = ("recall", "candidates", "checked", "recall_k", "recall_candidates")
 
 
 def recall_document(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what the attributes of lists say of an index, for programs; null where it is NaN."""
+    """Return the attributes of lists that describe an index, for programs; null for NaN."""
     known = {name: said[name] for name in _RECALL if name in said}
     return {name: None if math.isnan(value) else value for name, value in known.items()}
 
 
 def list_documents(top: xr.Dataset, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Write the lists of the targets at ``rows`` as documents, for programs."""
+    """Return the lists of the targets at ``rows`` as documents, for programs."""
     targets = [
         {"position": int(row), **_target_document(top.isel(target=at))}
         for at, row in enumerate(rows)
@@ -43,7 +43,7 @@ def _target_document(top: xr.Dataset) -> dict[str, Any]:
 
 
 def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
-    """Yield a table for people, then a line about the ``hidden`` targets that it leaves out."""
+    """Yield a table for people, then a line about ``hidden`` targets that are not in it."""
     yield top_table(top)
     if "recall" in top.attrs:
         yield _recall_line(top.attrs)
@@ -51,7 +51,7 @@ def shown_lists(top: xr.Dataset, hidden: int) -> Iterator[RenderableType]:
 
 
 def _recall_line(said: Mapping[str, Any]) -> str:
-    """Say how much of the true lists an answer has."""
+    """Write how much of the true lists an answer has."""
     if "checked" not in said:
         return "these are the true lists: all train rows were candidates, so no index was asked"
     if math.isnan(said["recall"]):
@@ -64,13 +64,13 @@ def _recall_line(said: Mapping[str, Any]) -> str:
 
 
 def low_recall(recall: float) -> str:
-    """Write the end of a line about an index: what to do where it finds few of the true entries."""
+    """Write the end of a line about an index: a remedy if it finds few of the true entries."""
     if recall >= LOW_RECALL:
         return ""
     return "; that is low: `trakstore index --anew` may find more, topk without --approximate finds all"
 
 
 def hidden_targets(count: int) -> Iterator[str]:
-    """Yield a line about the targets that are not shown, where there are some."""
+    """Yield a line about the targets that are not shown, if there are any."""
     if count:
         yield f"{counted(count, 'more target')}: choose with --target, or --json for all"

@@ -1,4 +1,4 @@
-"""Jobs of less than all: gradients of the last layers alone, or of a share of the train samples."""
+"""Narrowed jobs: with gradients of the last layers alone, or of a share of the train samples."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from trakstore.features import Job
     from trakstore.features.last_layers import LastLayers
 
-TRAIN = "train"  # name of the split that is drawn from
+TRAIN = "train"  # split from which samples are drawn
 
 
 def of_last_layers(
     job: Job, count: int, device: str | None, *, to_shard: bool = False
 ) -> tuple[Job, LastLayers]:
-    """Return the job with the parameters of the layers that its model uses last, and which these are.
+    """Return the job with the parameters of its model's last layers alone, and these layers.
 
-    The model is called once, with the first sample of the first data set; on the CPU where it is
-    ``to_shard``, since a card need not hold all of it.
+    The model is called once, with the first sample of the first data set; on the CPU if it is
+    ``to_shard``, since a single GPU may not hold it.
 
     Raises
     ------
     TrakStoreError
-        When the model is to be sharded, and its parameters have no memory before.
+        When the model is to be sharded, and its parameters have no memory before that.
     """
     import torch
 
@@ -58,7 +58,7 @@ def of_last_layers(
 
 
 def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> tuple[Job, bool]:
-    """Return the job with a share of its train samples, of each stratum alike, under their own names.
+    """Return the job with the same share of its train samples from each stratum, under their own ids.
 
     Parameters
     ----------
@@ -66,15 +66,15 @@ def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> tuple[
     rate : float
         Share of the samples, above 0 and at most 1.
     by : {"auto", "none"} or str
-        Name of the strata as :func:`.loading.stratum` takes it. ``"auto"``: the same share of each
-        label, where labels are integers and so few that two of each are within the share.
+        Name of the strata, as in :func:`.loading.stratum`. ``"auto"``: by label, if labels are integers
+        and so few that the share includes two of each.
     seed : int
         Seed of the draw.
 
     Returns
     -------
     Job
-        Job of the drawn samples.
+        Job with the drawn samples.
     bool
         Whether there are strata.
 
@@ -83,7 +83,7 @@ def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> tuple[
     NotFoundError
         When the job has no data set of that name.
     TrakStoreError
-        When samples have no such stratum, or a rate is none.
+        When samples have no such stratum, or the rate is out of range.
     """
     from torch.utils.data import Subset
 
@@ -112,7 +112,7 @@ def of_drawn_samples(job: Job, rate: float, by: str | None, seed: int) -> tuple[
 
 
 def _few_labels(dataset: Any, rows: Sequence[int], rate: float) -> NDArray[Any] | None:
-    """Return the labels of all samples; None where they are no strata that a share can be drawn of."""
+    """Return the labels of all samples; None if they cannot serve as strata."""
     from trakstore.features.loading import stratum
     from trakstore.features.reading import read_sample
 
@@ -126,5 +126,5 @@ def _few_labels(dataset: Any, rows: Sequence[int], rate: float) -> NDArray[Any] 
         if not isinstance(label, int | np.integer):
             return None
         labels.append(int(label))
-    # Two of each stratum are drawn at least: of many strata that would be more than the share.
+    # At least two of each stratum are drawn: with many strata that would be more than the share.
     return np.array(labels) if 2 * len(set(labels)) <= max(2.0, rate * len(rows)) else None

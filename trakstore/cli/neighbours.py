@@ -60,6 +60,6 @@ def neighbours(
         **{name: nearest_rows.attrs[name] for name in ("metric", "epoch", "column")},
         **list_documents(nearest_rows, rows),
     }
-    # For people a distance stands where a score does, with its own heading.
+    # For people a distance is shown in the place of a score, with its own heading.
     listed = nearest_rows.rename(distance="score").assign_attrs(order="nearest")
     asked.answer(document, shown_lists(listed, hidden), nearest_rows)

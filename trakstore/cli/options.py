@@ -13,7 +13,7 @@ from trakstore.storage.layout import Epoch, as_epoch
 
 
 def _size(text: str | None) -> str | None:
-    """Refuse what is not a size, even where the command would need no memory."""
+    """Refuse anything but a size, even if the command would need no memory."""
     if text is not None:
         byte_count(text)
     return text
@@ -29,7 +29,7 @@ def _stored_dtype(name: str) -> str:
 
 
 def target_option(otherwise: str) -> Any:
-    """Make the option that names targets; ``otherwise`` says which are taken where none is named."""
+    """Make the option that names targets; ``otherwise`` describes the default."""
     return Option(
         metavar="ID",
         help=f"A sample id, or @N for row N, repeatable; default: {otherwise}.",
@@ -158,7 +158,7 @@ def learning_rates(texts: Sequence[str] | None) -> dict[Epoch, float] | float | 
     >>> learning_rates(["0.1"])
     0.1
     """
-    # The last "=" divides: names of epochs may hold others. Without one, the epoch is "".
+    # The last "=" divides, since names of epochs may contain others. Without one, the epoch is "".
     pairs = [text.rpartition("=") for text in texts or ()]
     try:
         rates = {epoch: float(rate) for epoch, _, rate in pairs}

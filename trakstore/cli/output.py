@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Make a console for people; numbers are not coloured, ``NO_COLOR`` is honoured."""
+    """Make a console for people, without coloured numbers; ``NO_COLOR`` is honoured."""
     return _SafeConsole(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 class _SafeConsole(Console):
-    """Console that spells out controls in names and ids, and keeps its own colours."""
+    """Console that writes out control characters in names and ids, and keeps its own colours."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does; a text is one line, however narrow the terminal."""
@@ -39,7 +39,7 @@ class _SafeConsole(Console):
     ) -> Iterable[Segment]:
         """Render as rich does."""
         for one in super().render(renderable, options):
-            # Segments of control are rich's own (colours, moves); all other text may be anybody's.
+            # Control segments are rich's own (colours, moves); all other text may come from anybody.
             yield one if one.control else one._replace(text=printable(one.text, keep="\n"))
 
 
@@ -55,7 +55,7 @@ def print_result(
     document : mapping
         The whole result, for programs.
     tables : iterable of texts and tables
-        The result for people; nothing is taken from it where a program asks.
+        The result for people; not read if ``as_json``.
     """
     if as_json:
         print_json(document)
@@ -68,7 +68,7 @@ def print_result(
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document: indented on a terminal, else one line in one write."""
     indent = 2 if sys.stdout.isatty() else None
-    # NaN is no JSON: a document that has one is a fault of the command, not the reader's problem.
+    # NaN is not JSON: a document with one is a fault of the command, and raises here.
     text = json.dumps(document, indent=indent, allow_nan=False, default=_plain)
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -76,9 +76,9 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 @contextmanager
 def only_json(as_json: bool) -> Iterator[None]:
-    """Send what other code prints meanwhile to standard error, if ``as_json``.
+    """Within, send what other code prints to standard error, if ``as_json``.
 
-    Jobs are other people's code: a line that one prints would spoil the document.
+    Jobs are other people's code, and a line that one prints would spoil the document.
     """
     if not as_json:
         yield
@@ -90,8 +90,8 @@ def only_json(as_json: bool) -> Iterator[None]:
 def print_csv(table: xr.Dataset) -> None:
     """Print a line for each entry of a dataset, its numbers in full, the coordinates first.
 
-    Ids that hold a comma, a quote or the end of a line stand in quotes, as programs expect; on a
-    terminal their controls are spelled out.
+    Ids with a comma, a quote or a line end are quoted, as programs expect; on a terminal control
+    characters are written out.
     """
     frame = table.to_dataframe().reset_index()
     order = dict.fromkeys([*table.dims, *table.coords, *table.data_vars])
@@ -136,6 +136,7 @@ def _listed(values: Any) -> Any:
 
 
 def _plain(value: object) -> Any:
-    """Turn a value that JSON lacks into one that it has; paths and locations become text."""
-    # NumPy's arrays and numbers, by what they can do: NumPy is not imported for the list of commands.
+    """Convert a value that JSON lacks into one that it has; paths and locations become text."""
+    # NumPy's arrays and numbers are recognised by their methods, since NumPy is not imported for every
+    # command.
     return value.tolist() if hasattr(value, "tolist") else str(value)

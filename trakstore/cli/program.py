@@ -1,4 +1,4 @@
-"""Words that start this program, for the commands that a result ends with."""
+"""Words that start this program, for commands that results suggest."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from trakstore.paths import is_file
 
 
 def program_words() -> str:
-    """Return what a user's shell starts this program by, quoted.
+    """Return the quoted words by which a user's shell starts this program.
 
-    That is ``trakstore`` where the shell finds the one of this environment by that name; else, as when
-    the environment is not activated, its path, or this Python with ``-m trakstore``.
+    This is ``trakstore`` if the shell finds this environment's program by that name. Otherwise, as when
+    the environment is not activated, it is the program's path, or this Python with ``-m trakstore``.
     """
     own = Path(sys.executable).with_name("trakstore")
     found = shutil.which("trakstore")
     if not is_file(own):
         return f"{shlex.quote(sys.executable)} -m trakstore"
-    # Another environment's would be of another version, or could not read the job.
+    # Another environment's program may have another version, or be unable to load the job.
     if found is not None and Path(found).samefile(own):
         return "trakstore"
     return shlex.quote(str(own))

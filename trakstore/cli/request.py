@@ -1,4 +1,4 @@
-"""Requests for scores: the options that commands share, and the scores that they ask for."""
+"""Requests for scores: options that commands share, and the scores themselves."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class ScoreRequest:
 
     @property
     def used_damping(self) -> float:
-        """Damping that was asked for, or the default of the method and its kernel."""
+        """Given damping, or the default of the method and its kernel."""
         if self.damping is not None:
             return self.damping
         rows: Any = self.kernel
@@ -100,7 +100,7 @@ class ScoreRequest:
         )
 
     def scores(self, device: str = "cpu") -> Scores:
-        """Compute the scores, in factored form, whose grams and tiles are made on a device."""
+        """Compute the scores in factored form; a device computes grams and tiles."""
         return scores_by_name(
             self.method,
             self.opened,
@@ -125,7 +125,7 @@ class ScoreRequest:
         pair : EpochPair
             Splits of the first epoch.
         rows : ndarray of int64
-            Rows of the targets; at most ``most`` of them where people read the answer.
+            Rows of the targets; for people at most ``most`` of them.
         hidden : int
             Number of targets beyond these.
         """
@@ -135,7 +135,7 @@ class ScoreRequest:
         return pair, answered, len(rows) - len(answered)
 
     def workplace(self) -> AbstractContextManager[None]:
-        """Threads, processes or the cluster that the work is to run on."""
+        """Threads, processes or the cluster on which the work runs."""
         return workplace(self.workers, self.scheduler)
 
     def answer(
@@ -146,7 +146,7 @@ class ScoreRequest:
     ) -> None:
         """Print the document, with the store's location, for programs; or tables for people.
 
-        Where lines of values are asked for, they are those of ``columns``.
+        For lines of values, ``columns`` are printed.
         """
         if self.as_csv and columns is not None:
             print_csv(columns)
@@ -155,16 +155,16 @@ class ScoreRequest:
 
 
 def with_request(*left_out: str, csv: bool = False) -> Callable[[Command], Command]:
-    """Give a command the options of a :class:`ScoreRequest`, which it takes as ``asked``.
+    """Give a command the options of a :class:`ScoreRequest`, which it receives as ``asked``.
 
-    They stand in its help where ``asked`` stands among its parameters.
+    In its help they appear at the position of ``asked`` among its parameters.
 
     Parameters
     ----------
     *left_out : str
-        Options that this command does not have.
+        Options that this command lacks.
     csv : bool
-        Whether it has ``--csv``, and gives its columns to :meth:`ScoreRequest.answer`.
+        Whether it has ``--csv``, and passes its columns to :meth:`ScoreRequest.answer`.
     """
     left_out = left_out if csv else (*left_out, "as_csv")
     shared = [one for one in _parameters(ScoreRequest) if one.name not in left_out]
@@ -178,7 +178,7 @@ def with_request(*left_out: str, csv: bool = False) -> Callable[[Command], Comma
             asked = ScoreRequest(**chosen)
             command(asked=asked, **given)
 
-        # Typer reads options from the signature, and runs the command with them by name.
+        # Typer reads options from the signature, and calls the command with keywords.
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 option
@@ -192,7 +192,7 @@ def with_request(*left_out: str, csv: bool = False) -> Callable[[Command], Comma
 
 
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
-    """Parameters of a function or class, their annotations evaluated, to be given by name."""
-    # By name alone, an option with a default may stand before one without.
+    """Return the parameters of a function or class as keywords, with evaluated annotations."""
+    # As keywords, an option with a default may stand before one without.
     given = inspect.signature(function, eval_str=True).parameters.values()
     return [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in given]

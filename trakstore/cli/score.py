@@ -40,7 +40,7 @@ def score(
     if top is not None and threshold is not None:
         raise BadParameter("--top and --threshold exclude each other")
     group, began = scores_path(save), time.monotonic()
-    # Refused here, not after the features were read.
+    # Refused here, before the features are read.
     if not overwrite:
         check_new_name(asked.opened, save)
     with asked.workplace():

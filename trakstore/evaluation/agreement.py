@@ -14,7 +14,7 @@ from trakstore.scores.rank_correlation import spearman
 from trakstore.scores.same_rows import need_same_rows
 from trakstore.scores.windows import Matrix, need_matrix, target_windows
 
-# p of rank-biased overlap: with 0.9, 86% of its weight is on the first ten.
+# p of rank-biased overlap: with 0.9, the first ten entries have 86% of the weight.
 PERSISTENCE = 0.9
 
 
@@ -26,29 +26,28 @@ def stability(
     Parameters
     ----------
     runs : sequence of Scores, DataArray or array, shape (m, n) each
-        Two or more.
+        Two or more runs.
     top_k : int
         Length of the lists that are compared.
     memory_limit : int or str, optional
-        Bytes of one process, for one run.
+        Bytes of one process, for each run.
 
     Returns
     -------
     dict
         Means over targets and pairs of runs: ``spearman`` of all scores, 0 for a target whose scores
-        are all equal in one of the runs; ``jaccard`` of the first
-        ``top_k``; ``rank_biased_overlap`` of the first ``top_k``,
-        :math:`(1 - p) \sum_d p^{d-1} |A_d \cap B_d| / d` with p = 0.9, divided by its value for
-        equal lists.
+        are all equal in one of the runs; ``jaccard`` of the first ``top_k``; ``rank_biased_overlap`` of
+        the first ``top_k``, :math:`(1 - p) \sum_d p^{d-1} |A_d \cap B_d| / d` with p = 0.9, divided by
+        its value for equal lists.
 
     Raises
     ------
     TrakStoreError
-        Fewer than two runs, shapes that differ, a ``top_k`` outside of 1..n.
+        For fewer than two runs, shapes that differ, or a ``top_k`` outside of 1..n.
     NumericsError
-        Scores that are not finite.
+        For scores that are not finite.
     SpecMismatchError
-        Ids that differ: runs of other samples, or of the same in another order.
+        For ids that differ: runs of other samples, or of the same in another order.
 
     References
     ----------
@@ -74,11 +73,11 @@ def stability(
     columns = runs[0].shape[1]
     top_k = as_whole(top_k, "top_k", 1, columns, needed=f"must be in 1..{columns}")
     values: dict[str, list[float]] = {"spearman": [], "jaccard": [], "rank_biased_overlap": []}
-    # All runs have one shape and one limit, so that their windows are of the same targets.
+    # All runs have the same shape and limit, so that their windows have the same targets.
     for window in zip(*(target_windows(run, memory_limit) for run in runs), strict=True):
         for (_, _, a), (_, _, b) in combinations(window, 2):
-            # Of equal scores there is no correlation. They count as 0, as in an LDS: left out, they
-            # would make runs look alike that agree on nothing else.
+            # Equal scores have no correlation. They count as 0, as in an LDS: without them, runs that
+            # agree on nothing else would look alike.
             values["spearman"] += np.nan_to_num(spearman(a, b), nan=0.0).tolist()
             lists = [np.argsort(-rows, axis=1, kind="stable")[:, :top_k] for rows in (a, b)]
             for one, other in zip(*lists, strict=True):
@@ -95,6 +94,7 @@ def _jaccard(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
 def _overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     depths = np.arange(1, len(a) + 1)
     common = np.array([len(np.intersect1d(a[:depth], b[:depth])) for depth in depths])
-    # A list cut at k never reaches 1: the sum over equal lists, that of the weights, makes it so.
+    # For a list cut at k the sum never reaches 1: it is divided by its value for equal lists, the sum
+    # of the weights.
     weights = PERSISTENCE ** (depths - 1)
     return float((weights * common / depths).sum() / weights.sum())

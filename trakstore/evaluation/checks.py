@@ -1,4 +1,4 @@
-"""Checks of a set-up, before anything is concluded from it."""
+"""Checks of a set-up, before conclusions are drawn from it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from trakstore.storage.selections import as_epochs
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-# The docs have a page of this module, which shows these names.
+# The docs have a page about this module, which shows these names.
 __all__ = ["check_setup"]
 
-_BLOCKS, _EACH = 4, 2  # blocks of which rows are computed again, and rows of each
-_Data: TypeAlias = "tuple[Check, str | None]"  # check of a split's data, and their fingerprint
+_BLOCKS, _EACH = 4, 2  # number of blocks, and of rows of each, that are computed again
+_Data: TypeAlias = "tuple[Check, str | None]"  # check of a split's data, and its fingerprint
 _AGAIN = "rows computed again"
 _REMEDY = "mend the job first; what depends on it was not looked at"
 
@@ -50,40 +50,40 @@ def check_setup(
     damping: float = 1.0,
     memory_limit: int | str | None = None,
 ) -> Iterator[Check]:
-    """Look for what makes scores wrong without an error.
+    """Look for faults that make scores wrong without an error.
 
-    The data give the same samples twice; in eval mode nothing is random and samples do not see each
-    other; frozen or unused parameters; two gradient engines agree; the projection keeps inner products;
-    each stored split is of this data and this checkpoint (hashes, of data those of 32 spaced samples
-    and of all ids; and rows computed again: the first, the last and some between, as any worker
-    would, those of drawn labels and of tokens too), complete, finite, without zeros or copies; and the
-    train kernel can be inverted.
+    Of the model and the data: reading a sample twice gives the same; in eval mode nothing is random,
+    and samples do not see each other; no parameters are frozen or unused by mistake; two gradient
+    engines agree; the projection keeps inner products. Of each stored split: it is of this data and
+    this checkpoint (by hashes, of data those of 32 spaced samples and all ids; and by computing the
+    first, the last and some rows between again, also those of drawn labels and of tokens); it is
+    complete and finite, without zeros or copies. And the train kernel can be inverted.
 
     Parameters
     ----------
     job : Job
-        What the store was, or is to be, made from. Its model is used on the CPU, and has its own
-        weights again when the last check was taken.
+        Job from which the store was made, or will be. Its model is used on the CPU, and has its own
+        weights again after the last check.
     store : FeatureStore or its place
-        Store that is there, with some of the job's splits.
+        Existing store, with some of the job's splits.
     train : str
-        Split whose kernel is looked at.
+        Split whose kernel is checked.
     epochs : sequence of epochs, optional
-        Epochs to look at; all of the store when None.
+        Epochs to check; all of the store when None.
     damping : float
-        c of λ = c·tr(K)/n that is meant to be used.
+        c in λ = c·tr(K)/n that is to be used.
     memory_limit : int or str, optional
         Bytes of one process for the kernel; a quarter of the available memory when None.
 
     Yields
     ------
     Check
-        Each as soon as it is made.
+        Each check as soon as it is made.
 
     Raises
     ------
     NotFoundError
-        When the store has none of the epochs that are asked for.
+        When the store has none of the given epochs.
 
     Examples
     --------
@@ -103,7 +103,8 @@ def check_setup(
     if not any(train in opened.splits_of(epoch) for epoch in chosen):
         raise NotFoundError(f"no epoch has a split {train!r}{did_you_mean(train, opened.splits)}")
     data = {split: check_data(job, split) for split in job.datasets}
-    # Rows are computed again only by a job that passed: with dropout on, for one, they could not agree.
+    # Rows are computed again only if the job passed: with dropout on, for example, they could not
+    # agree.
     sound = True
     with job.lent():
         for check in _job(job, opened, chosen, data):
@@ -130,7 +131,7 @@ def _job(
         job.load(known[-1])
     for split, (check, _) in data.items():
         if check.verdict == "pass":
-            # Any epoch's projection keeps inner products as well as another's.
+            # The projection of any epoch keeps inner products equally well.
             projection = store.spec.projection.at(known[-1] if known else 0)
             yield from check_model(job, split, projection)
             return
@@ -144,7 +145,7 @@ def _split(
     weights: str | None,
     spec: StoreSpec | None,
 ) -> Iterator[Check]:
-    """Check one split; rows are computed again where the store's spec is given."""
+    """Check one split; rows are computed again if the store's spec is given."""
     yield from check_rows(split)
     own = layout.own_split(split.name)
     if own not in data:
@@ -162,7 +163,7 @@ def _split(
     elif spec.autocast is None:
         yield _again(job, split, spec, _samples(job, split, drawn))
     else:
-        # A label whose probability is rounded otherwise is another label.
+        # If rounding changes which label is drawn, the label is another.
         remedy = "labels that were drawn in lower precision cannot be drawn again to the last one"
         yield Check(_AGAIN, split.name, "warn", None, "not looked at", remedy)
 
@@ -170,13 +171,13 @@ def _split(
 def _tokens(
     job: Job, split: Split, data: _Data, weights: str | None, spec: StoreSpec | None
 ) -> Iterator[Check]:
-    """Check a split of rows of tokens, whose run the store says: the job need not ask for them."""
+    """Check a split of rows of tokens, with the run that the store has, whatever the job asks for."""
     samples = None
     if data[1] is not None and (run := stored_run(split.spec.dataset)):
         try:
             own = replace(job, tokens={layout.own_split(split.name): run})
             samples = TokenSamples.of(own, split.name)
-        except TrakStoreError as error:  # it has none, so that these are of another job
+        except TrakStoreError as error:  # the job has no tokens: these belong to another job
             remedy = "give the job that the store was made with"
             yield Check("same data", split.name, "fail", None, str(error), remedy)
             return
@@ -196,7 +197,7 @@ def _tokens(
 
 
 def _same_data(job: Job, split: Split, fingerprint: str | None, drawn: DrawsOrigin | None) -> Check:
-    """Compare the data by their hash; those of drawn labels are of so many draws of each sample."""
+    """Compare the data by hash; for drawn labels, also the number of draws of each sample."""
     count = dataset_rows(job.datasets[layout.own_split(split.name)])
     if drawn is None:
         return _compared(split, fingerprint, split.spec.dataset, count, count)
@@ -211,7 +212,7 @@ def _compared(
     rows: int,
     counted: str = "samples",
 ) -> Check:
-    """Compare the fingerprint of so many samples and their rows with what the store has."""
+    """Compare the fingerprint of so many samples, and their number of rows, with the store's."""
     name, of = "same data", split.name
     if fingerprint is None:
         return Check(name, of, "fail", None, "samples do not stay", _REMEDY)
@@ -246,7 +247,7 @@ def _unhashed(what: str) -> str:
 
 
 def _comparable(job: Job, split: Split, drawn: DrawsOrigin | None) -> bool:
-    """Tell whether a split is whole, and has rows that the job can compute again."""
+    """Tell whether a split is complete, and has rows that the job can compute again."""
     own = layout.own_split(split.name)
     if split.dropped or (own != split.name and drawn is None):
         return False
@@ -254,7 +255,7 @@ def _comparable(job: Job, split: Split, drawn: DrawsOrigin | None) -> bool:
 
 
 def _is_whole(split: Split, count: int) -> bool:
-    """Tell whether a split has all of its rows, one of them good, and no more than ``count``."""
+    """Tell whether a split has all of its rows, one of them good, and at most ``count``."""
     return split.status().complete and len(split.skipped) < split.spec.rows <= count
 
 
@@ -263,13 +264,14 @@ def _again(
 ) -> Check:
     """Compare rows of some blocks with ordinary backward passes; the job has the epoch's weights.
 
-    Samples are given for other rows than one of each: labels are drawn again as they were for the
-    store, by sample, draw and seed.
+    ``samples`` is given if rows are not one for each sample: labels are drawn again as they were for
+    the store, by sample, draw and seed.
     """
-    # Spread over the split, first and last block among them: a worker that differed wrote some blocks.
+    # Blocks are spread over the split, with the first and the last: a worker that differed wrote some
+    # of them.
     blocks = np.unique(np.linspace(0, split.spec.blocks - 1, _BLOCKS).astype(int)).tolist()
     chosen = [checked_rows(*split.spec.block_range(block), _EACH) for block in blocks]
-    # Skipped rows are stored as masked, without features to compare.
+    # Skipped rows are stored as masked: they have no features to compare.
     rows = np.setdiff1d(np.concatenate(chosen), split.skipped).tolist()
     patterns = job.parameters if spec.parameters is None else spec.parameters.patterns
     with evaluated(job.model, torch.device("cpu")):
@@ -278,10 +280,10 @@ def _again(
         wanted = features_as_stored(own, given, rows, split, spec).numpy()
     apart = _apart(split, rows, wanted)
     if isinstance(samples, SplitSamples) and len(rows) > 2:
-        # One label may be drawn otherwise, where rounding decides: the worst row does not count.
+        # Rounding may decide that one label is drawn differently: the worst row does not count.
         kept = np.argsort(np.linalg.norm(apart, axis=1))[:-1]
         apart, wanted = apart[kept], wanted[kept]
-    # Of all rows together: a row of a tiny gradient alone would be all rounding.
+    # Relative to all rows together, since a row with a tiny gradient would be all rounding.
     scale = float(np.linalg.norm(wanted))
     difference = float(np.linalg.norm(apart)) / scale if scale else 0.0
     remedy = "stored features are not those of this model and data: drop the split, featurize again"
@@ -291,7 +293,7 @@ def _again(
 
 
 def _samples(job: Job, split: Split, drawn: DrawsOrigin) -> SplitSamples:
-    """Return the samples of a split of drawn labels, as the store's were drawn."""
+    """Return the samples of a split of drawn labels, drawn as the store's were."""
     name = layout.own_split(split.name)
     dataset = job.datasets[name]
     ids = sample_ids(job.ids.get(name), dataset_rows(dataset))
@@ -299,7 +301,7 @@ def _samples(job: Job, split: Split, drawn: DrawsOrigin) -> SplitSamples:
 
 
 def _apart(split: Split, rows: list[int], wanted: NDArray[Any]) -> NDArray[Any]:
-    """Return how far stored rows are from those that are wanted, beyond what 8 bits explain."""
+    """Return the distance of stored rows from the wanted ones, beyond what 8 bits explain."""
     column = split.column("features")
     apart: NDArray[Any] = np.concatenate([column.read(i, i + 1) for i in rows]) - wanted
     if column.scale is None:

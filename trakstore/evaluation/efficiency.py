@@ -1,4 +1,4 @@
-"""Costs of featurizing and asking, measured over a grid of sizes, each in a process of its own."""
+"""Costs of featurizing and of queries, measured over a grid of sizes, each in its own process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from trakstore.spec import ProjectionSpec
 from trakstore.storage.opening import open_store
 from trakstore.storage.store import FeatureStore
 
-# The docs have a page of this module, which shows these names.
+# The docs have a page about this module, which shows these names.
 __all__ = ["Cell", "efficiency_grid"]
 
 
@@ -54,17 +54,17 @@ class Cell:
     train, targets, dim : int
         Sizes.
     compute : Spread
-        Seconds to compute the features of the train rows, and to write none.
+        Seconds to compute the features of the train rows, without writing.
     write : Spread
-        Seconds to write them, computed before.
+        Seconds to write computed rows.
     featurize : Spread
-        Seconds of both, one in the background of the other, with all checks.
+        Seconds of both, with writing in the background, and with all checks.
     rows_per_second : float
-        Train rows by the median of ``featurize``.
+        Train rows divided by the median of ``featurize``.
     top : Spread
         Seconds for the kernel, and the top ten of all targets by TRAK.
     memory, device_memory : int
-        Peak bytes above the imports: resident in the process, and allocated on the GPU.
+        Peak bytes beyond the imports: resident in the process, and allocated on the GPU.
     """
 
     train: int
@@ -93,8 +93,8 @@ def efficiency_grid(
     Parameters
     ----------
     job : str
-        Name of a job, such as ``"jobs.py:digits"``: each process makes it anew. Its first checkpoint is
-        used.
+        Name of a job, such as ``"jobs.py:digits"``; each process makes it anew, and uses its first
+        checkpoint.
     train, targets : sequence of int
         Numbers of samples, from the beginning of the splits.
     dims : sequence of int
@@ -102,7 +102,7 @@ def efficiency_grid(
     splits : tuple of str
         Names of the train and the target split.
     rounds : int
-        Times that each is measured.
+        Number of times that each cell is measured.
 
     Yields
     ------
@@ -111,14 +111,15 @@ def efficiency_grid(
     Raises
     ------
     TrakStoreError
-        More samples than there are; no rounds.
+        When there are fewer samples than asked for, or no rounds.
     """
     if rounds < 1 or min([*train, *targets, *dims], default=0) < 1:
         raise TrakStoreError(
             f"sizes and rounds must be 1 or more, got train {list(train)}, targets {list(targets)}, "
             f"dims {list(dims)}, rounds {rounds}"
         )
-    # A new process for each size: its memory starts at the imports, and nothing is compiled or cached.
+    # A new process for each size: its memory starts with the imports, and nothing is compiled or
+    # cached.
     for sizes in product(train, targets, dims):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             yield pool.submit(_measured, job, splits, sizes, rounds).result()
@@ -126,7 +127,7 @@ def efficiency_grid(
 
 def _measured(name: str, splits: tuple[str, str], sizes: tuple[int, int, int], rounds: int) -> Cell:
     job, (train, targets, dim) = load_job(name), sizes
-    # Imports, compiled loops and cached files are paid once a process: before the clock starts.
+    # Imports, compilation and caches cost once a process: this happens before the clock starts.
     small = _cut(job, splits, (min(train, job.batch_size), 1), dim)
     with tempfile.TemporaryDirectory() as folder:
         _round(small, splits, Path(folder))
@@ -167,7 +168,7 @@ def _round(job: Job, splits: tuple[str, str], folder: Path) -> tuple[float, floa
     (train, targets), epoch, place = splits, job.epochs[0], folder / "b"
     with job.lent(), evaluated(job.load(epoch), device):
         compute, write = _computed_and_written(job, folder / "a", train, device)
-    # With all checks and in the background, as people run it: less than both apart where they overlap.
+    # With all checks, and writing in the background, as people run it: the two may overlap.
     both = _seconds(lambda: _featurize(job, place, epoch, train))
     _featurize(job, place, epoch, targets)
     top = _seconds(lambda: _ask(open_store(place), targets, train))
@@ -208,5 +209,5 @@ def _seconds(run: Callable[[], None]) -> float:
 
 
 def _status(field: str) -> int:
-    """Bytes that Linux counts for this process, resident (VmRSS) or the peak (VmHWM); 0 elsewhere."""
+    """Return the bytes that Linux reports for this process, resident (VmRSS) or peak (VmHWM); or 0."""
     return linux_bytes(Path("/proc/self/status"), field) or 0

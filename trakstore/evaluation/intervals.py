@@ -13,7 +13,7 @@ from trakstore.quantities import as_number, as_whole
 def central(resampled: Any, level: float) -> tuple[float, float]:
     """Return the ends of the middle ``level`` of resampled values: the percentile interval."""
     level = as_number(level, "level", above=0, most=1)
-    # The percentile interval needs no normality, and keeps within the range that a mean can have.
+    # The percentile interval assumes no normality, and stays within the possible range of the mean.
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -24,7 +24,7 @@ def mean_interval(values: Any, level: float = 0.95, seed: int = 0) -> tuple[floa
     Parameters
     ----------
     values : array of float
-        Numbers of any shape; those that are NaN are left out.
+        Numbers of any shape; NaN values are left out.
     level : float
         Share of the resampled means that lie in the interval, above 0 and at most 1.
     seed : int

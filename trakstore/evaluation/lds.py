@@ -1,4 +1,4 @@
-"""Linear datamodeling score: do scores tell what training on other subsets would have given?"""
+"""Linear datamodeling score: do scores predict the results of training on other subsets?"""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LDS:
     Attributes
     ----------
     mean, low, high : float
-        Over targets, and its bootstrap interval.
+        Mean over targets, and its bootstrap interval.
     per_target : ndarray of float64, shape (m,)
-        0 for a target whose outputs or predictions are all equal: they tell nothing.
+        Correlations; 0 for a target whose outputs or predictions are all equal.
     constant : int
         Number of such targets.
     subsets : int
@@ -66,12 +66,12 @@ class LDS:
 
 @dataclass(frozen=True)
 class Difference:
-    """One LDS less another, on the same models.
+    """Difference of two LDS on the same models.
 
     Attributes
     ----------
     mean, low, high : float
-        The difference, and its bootstrap interval.
+        Difference, and its bootstrap interval.
 
     Examples
     --------
@@ -102,13 +102,14 @@ def lds(
     .. math:: \mathrm{LDS}(z) = \rho(s_z, f_z), \qquad s_{zj} = \sum_{i \in S_j} \tau(z, i),
               \qquad f_{zj} = f(z; \theta(S_j))
 
-    with Spearman's ρ over the subsets S_j; the mean over targets. The interval resamples targets
-    and subsets, since all targets share the models; ranks are those among all subsets.
+    where ρ is Spearman's correlation over the subsets S_j, and the result is the mean over targets. The
+    interval resamples targets and subsets, since all targets share the models; ranks are taken among
+    all subsets.
 
     Parameters
     ----------
     scores : Scores, DataArray or array, shape (m, n)
-        Positive where training on a sample raises the target's output.
+        Scores, positive if training on a sample raises the target's output.
     subsets : ndarray of bool, shape (models, n)
         Train rows of each model: those of the scores, or all stored ones, as in
         :func:`predicted_outputs`. Models of equal subsets count as one, with their mean output.
@@ -131,10 +132,10 @@ def lds(
     Raises
     ------
     TrakStoreError
-        Shapes that do not go together, fewer than three different subsets, subsets of anything but
-        booleans or 0 and 1.
+        When shapes do not fit together, there are fewer than three different subsets, or subsets are
+        anything but booleans or 0 and 1.
     NumericsError
-        Outputs or scores that are not finite.
+        When outputs or scores are not finite.
 
     References
     ----------
@@ -166,7 +167,7 @@ def lds(
     a, b = centred_ranks(predicted), centred_ranks(truth.T)
     correlation = row_correlation(a, b)
     constant = np.isnan(correlation)
-    # Left out, such targets would make a method better that gives up on the hard ones.
+    # Without such targets, a method would look better if it gave up on the hard ones.
     correlation[constant] = 0.0
     means = _resampled(a, b, resamples, np.random.default_rng(seed))
     low, high = central(means, level)
@@ -181,8 +182,9 @@ def lds_difference(one: LDS, other: LDS) -> Difference:
     Parameters
     ----------
     one, other : LDS
-        Scores by two methods. Resample by resample their means are of the same targets and subsets:
-        the interval is that of the paired difference, much narrower than those of both suggest.
+        Scores of two methods. In each resample both means are of the same targets and subsets, so that
+        the interval is that of the paired difference, which is much narrower than the two intervals
+        suggest.
 
     Raises
     ------
@@ -304,8 +306,8 @@ def _need_three(different: int) -> None:
 def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool_], F64]:
     """Return the different subsets, in order, and the mean outputs of their models.
 
-    Models of one subset differ by their seeds; their mean is nearer to what the subset gives, and
-    subsets that count twice would tie with themselves.
+    Models of one subset differ by their seeds: their mean is closer to the expected output of the
+    subset, and a repeated subset would be tied with itself.
     """
     if subsets.ndim != 2 or outputs.ndim != 2 or len(subsets) != len(outputs):
         raise TrakStoreError(
@@ -325,11 +327,11 @@ def _averaged(subsets: NDArray[np.bool_], outputs: F64) -> tuple[NDArray[np.bool
 
 
 def _resampled(a: F64, b: F64, resamples: int, rng: np.random.Generator) -> F64:
-    """Means over resampled targets of correlations of ranks over resampled subsets.
+    """Compute means over resampled targets of rank correlations over resampled subsets.
 
-    A resample is how often each subset, and each target, was drawn. Its correlation is that of weighted
-    ranks, (E[ab] − E[a]E[b]) / √(var a · var b), whose five expectations are products with the weights
-    of all resamples at once: no ranks are sorted again.
+    A resample is the number of times that each subset, and each target, was drawn. Its correlation is
+    that of weighted ranks, (E[ab] − E[a]E[b]) / √(var a · var b), whose five expectations are products
+    with the weights of all resamples at once: ranks are not sorted again.
     """
     targets, subsets = a.shape
     picked = rng.multinomial(subsets, np.full(subsets, 1 / subsets), resamples) / subsets

@@ -1,4 +1,4 @@
-"""Checks of a job: its model and data must give the same numbers each time they are asked."""
+"""Checks of a job: its model and data must give the same numbers whenever they are evaluated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from trakstore.spec import ProjectionSpec, StoreSpec
 from trakstore.storage.columns import sample_ids
 from trakstore.storage.split import Split
 
-SAMPLES = 8  # that the model is asked about
+SAMPLES = 8  # samples on which the model is evaluated
 SAME = 1e-3  # relative difference that rounding in float32 explains
 _TINY = torch.finfo(torch.float64).tiny
 _CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ class Probe:
 
     def features(self, spec: ProjectionSpec, *, generic: bool = False) -> Tensor:
         """Compute features of the samples, layer by layer or by the generic engine; float64."""
-        # Two ways to one number: layer by layer with hooks, and torch.func on the model as a whole.
+        # Two ways to the same numbers: layer by layer with hooks, and torch.func on the whole model.
         engine = self._engine(spec)
         rows = engine.generic_rows if generic else engine.rows
         return rows(self.batch).features.double()
@@ -122,7 +122,7 @@ def _read(job: Job, dataset: Any, rows: list[int]) -> Any:
 
 
 def check_data(job: Job, split: str) -> tuple[Check, str | None]:
-    """Check that a sample is the same when it is read twice; return the data's fingerprint, if so."""
+    """Check that a sample is the same when it is read twice; if so, return the data's fingerprint."""
     where = f"data of {split}"
     try:
         dataset = job.datasets[split]
@@ -136,7 +136,7 @@ def check_data(job: Job, split: str) -> tuple[Check, str | None]:
 
 
 def check_model(job: Job, split: str, spec: ProjectionSpec) -> Iterator[Check]:
-    """Check the model on a few samples; it has the weights that are meant."""
+    """Check the model on a few samples; it must have the right weights."""
     where = f"model, samples of {split}"
     with evaluated(job.model, _CPU):
         probe = Probe.of(job, split)
@@ -144,7 +144,7 @@ def check_model(job: Job, split: str, spec: ProjectionSpec) -> Iterator[Check]:
         yield from sound
         yield _frozen(job)
         if any(check.verdict == "fail" for check in sound):
-            return  # a sample has no gradient of its own then
+            return  # samples then have no gradients of their own
         yield _without_gradient(probe, where)
         yield _engines(probe, where)
         yield _projection(probe, where, spec)
@@ -161,9 +161,9 @@ def _nothing_random(probe: Probe, where: str) -> Check:
 
 
 def _independent(probe: Probe, where: str) -> Check:
-    """Check that samples do not see each other: asked two by two, and all in one batch.
+    """Check that samples do not see each other: evaluated in pairs, and all in one batch.
 
-    Not one by one, since torch itself refuses batch statistics of a single sample.
+    Not one by one, since torch refuses batch statistics of a single sample.
     """
     twos = [probe.outputs(i, i + 2) for i in range(0, probe.size - 1, 2)]
     difference = _relative(torch.cat(twos), probe.outputs(0, 2 * len(twos))) if twos else 0.0
@@ -178,9 +178,9 @@ def _independent(probe: Probe, where: str) -> Check:
 
 
 def _frozen(job: Job) -> Check:
-    """Warn of frozen parameters that the job's patterns name: they are left out without a word.
+    """Warn of frozen parameters that match the job's patterns, since they are silently left out.
 
-    Not of those of the base below an adapter: they are meant to be frozen.
+    The base of an adapter is excepted: it is meant to be frozen.
     """
     adapted = hasattr(job.model, "peft_config")
     parameters = [(canonical_name(name), p) for name, p in job.model.named_parameters()]
@@ -206,7 +206,7 @@ def _without_gradient(probe: Probe, where: str) -> Check:
     selected = select_parameters(probe.job.model, probe.job.parameters)
     output = as_output(probe.job.output)
     with torch.enable_grad():
-        # One pass for all samples: gradients that cancel in every entry do not do so by chance.
+        # One pass for all samples: gradients do not cancel in every entry by chance.
         total = output(probe.job.model, probe.batch).output.sum()
         gradients = torch.autograd.grad(total, list(selected.values()), allow_unused=True)
     idle = [
@@ -220,7 +220,7 @@ def _without_gradient(probe: Probe, where: str) -> Check:
 
 
 def _engines(probe: Probe, where: str) -> Check:
-    # Sketched with one P, equal gradients give equal features; 256 numbers a sample tell others apart.
+    # With one P, equal gradients give equal features; 256 numbers a sample distinguish others.
     spec = ProjectionSpec("sjlt", dim=256)
     difference = _relative(probe.features(spec), probe.features(spec, generic=True))
     remedy = "layer by layer and by torch.func gradients differ: please report the model"
@@ -231,8 +231,9 @@ def _engines(probe: Probe, where: str) -> Check:
 def _projection(probe: Probe, where: str, spec: ProjectionSpec) -> Check:
     """Check that inner products of features are those of gradients, within the projection's variance.
 
-    An unbiased projection to k dimensions has Var⟨φ, φ'⟩ of about (‖g‖²‖g'‖² + ⟨g, g'⟩²) / k: errors by
-    its root without the k have a root mean square of about 1/√k, whatever the gradients.
+    For an unbiased projection to k dimensions, Var⟨φ, φ'⟩ is about (‖g‖²‖g'‖² + ⟨g, g'⟩²) / k. So
+    errors, divided by the root of the numerator, have a root mean square of about 1/√k, whatever the
+    gradients are.
     """
     gradients = probe.features(ProjectionSpec("identity"))
     features = probe.features(spec)
@@ -251,6 +252,6 @@ def _projection(probe: Probe, where: str, spec: ProjectionSpec) -> Check:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    """Norm of a difference, relative to the larger of both norms."""
+    """Return the norm of a difference, relative to the larger of both norms."""
     scale = float(torch.maximum(a.norm(), b.norm()))
     return float((a - b).norm()) / scale if scale else 0.0

@@ -1,4 +1,4 @@
-"""Removals: take away what a target is said to owe its output to, and train again."""
+"""Removals: train again without the samples to which a target is said to owe its output."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ REMOVALS = ("top", "random", "same_class")
 class RemovalPlan:
     """Models without some rows: model q is the (q mod ``repeats``)-th of ``removed[q // repeats]``.
 
-    The r-th model of every entry has the same seed, so that entries are compared like with like.
+    The r-th models of all entries have the same seed, so that they are comparable.
 
     Attributes
     ----------
     rows : int
         Number of train rows, those in ``without`` among them.
     removed : sequence of ndarray of int64
-        Positions of the rows that are left out, one array for each removal.
+        Positions of the rows that are left out, an array for each removal.
     repeats : int
         Models of each removal.
     seed : int
@@ -54,7 +54,7 @@ class RemovalPlan:
     without: NDArray[np.int64]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that the models follow from; of the positions, a digest."""
+        """Return plain values that determine the models; of the positions, a digest."""
         digest = hashlib.sha256()
         for one in self.removed:
             digest.update(f"{len(one)}:".encode() + one.astype("<i8").tobytes())
@@ -71,7 +71,7 @@ class RemovalPlan:
 
     def seeds(self, start: int, stop: int) -> NDArray[np.int64]:
         """Seeds of models start..stop."""
-        # By the repeat alone, not by the removal: models with and without rows differ by the rows.
+        # Seeds depend on the repeat alone: models of different removals differ by their rows only.
         drawn = [
             np.random.default_rng([self.seed, 2, q % self.repeats]).integers(2**63)
             for q in range(start, stop)
@@ -94,7 +94,7 @@ def counterfactual(
     memory_limit: int | str | None = None,
     finished: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
-    """Train without each target's highest scored samples, and without as many others.
+    """Train without each target's highest scored samples, and without equally many others.
 
     Models are trained on subsets of all rows of the stored split, masked or not, as :func:`top_k` and
     data sets count them. Rows that the scores do not have, such as masked ones, are in no subset.
@@ -107,16 +107,16 @@ def counterfactual(
         As for :func:`~trakstore.evaluation.retraining.retrain`; gives outputs for all rows of the
         targets' stored split, or for the m targets alone.
     store, name
-        Place and name of the models, which are kept: a run that is stopped goes on.
+        Place and name of the models, which are kept, so that a stopped run goes on.
     sizes : sequence of int
-        Numbers of samples to take away.
+        Numbers of samples to remove.
     targets : sequence of int, optional
-        Positions of the targets to ask about; all when None. There are
-        ``1 + targets * sizes * 3`` trainings, each ``repeats`` times.
+        Positions of the targets to test; by default all. There are ``1 + targets * sizes * 3``
+        trainings, each ``repeats`` times.
     labels : (train, target) arrays, optional
-        Classes, for removals of the target's own class; the stored ones of ``Scores`` when None.
+        Classes, for removals from the target's own class; by default the stored ones of ``Scores``.
     repeats : int
-        Models of each removal, and of none.
+        Models of each removal, and of all rows.
     seed : int
         Seed of the training and the random removals.
     at_once : int
@@ -129,11 +129,11 @@ def counterfactual(
     Returns
     -------
     Dataset
-        Dimensions ``removal`` (``"top"``, ``"random"``, and with labels ``"same_class"``), ``size``
-        and ``target``. ``change``: mean output of models that had all rows, less that of those
-        without; large for samples that the output needs. Where models tell classes, ``flips``:
-        share of models that say another class than most models that had all rows, and ``chance``
-        (target,): the same of the models that had all rows.
+        Dimensions ``removal`` (``"top"``, ``"random"``, and with labels ``"same_class"``), ``size`` and
+        ``target``. ``change``: mean output of models with all rows, less that of models without some;
+        large for samples that the output needs. If models predict classes, ``flips``: share of models
+        that predict another class than most models with all rows, and ``chance`` (target,): the same
+        share among the models with all rows.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def counterfactual(
         Sizes or targets out of range; a class with fewer other rows than a size; outputs for another
         number of targets.
     SpecMismatchError
-        The name is that of other removals.
+        When the name is that of other removals.
 
     Examples
     --------
@@ -163,9 +163,9 @@ def counterfactual(
     train, target = train_places(scores), target_places(scores)
     lists = _top_lists(scores, chosen, max(sizes), memory_limit)
     classes, kinds = _labels(scores, labels), removal_kinds(scores, labels)
-    # The seed's other streams are those of the models' seeds and of subsets: 3 is for removals alone.
+    # Streams 0 to 2 of the seed are those of subsets and of models' seeds: 3 is for removals alone.
     rng = np.random.default_rng([seed, 3])
-    removed = [np.zeros(0, dtype=np.int64)]  # models that have all rows
+    removed = [np.zeros(0, dtype=np.int64)]  # models with all rows
     for size, kind in product(sizes, kinds):
         for row, first in zip(chosen.tolist(), lists, strict=True):
             own = classes if kind == "same_class" else None
@@ -215,7 +215,7 @@ def _top_lists(
 def _labels(
     scores: Matrix, given: tuple[Any, Any] | None
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Classes of train samples and targets, given or stored; None where a side has none."""
+    """Return classes of train samples and targets, given or stored; None if a side has none."""
     if given is None:
         stored = (scores.train_labels, scores.target_labels) if isinstance(scores, Scores) else ()
         columns = [whole_column(rows) for rows in stored if rows is not None]
@@ -272,7 +272,7 @@ def _compared(
     variables: dict[str, Any] = {"change": (dims, full.mean(axis=0) - after.mean(axis=3))}
     if "predicted" in models:
         full, after = own("predicted")
-        # Models of other seeds say other classes now and then: flips are read beside this chance.
+        # Models with other seeds sometimes predict other classes: flips are compared with this chance.
         most = np.array([np.bincount(one).argmax() for one in full.T])
         variables["flips"] = (dims, (after != most[:, None]).mean(axis=3))
         variables["chance"] = (("target",), (full != most).mean(axis=0))

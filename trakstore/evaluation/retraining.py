@@ -1,4 +1,4 @@
-"""Models trained on parts of the data, kept in the store: made where they are missing, or brought."""
+"""Models trained on parts of the data, kept in the store: trained when missing, or added."""
 
 # Annotations are not postponed: a postponed one of a named tuple is a name that only this module knows.
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -32,10 +32,10 @@ from trakstore.storage.tables.retrained import (
 
 
 class Plan(Protocol):
-    """Rows that each model is trained on, as a :class:`~trakstore.sampling.SubsetPlan` has them."""
+    """Rows on which each model is trained, in the form of :class:`~trakstore.sampling.SubsetPlan`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that rows and seeds follow from: equal for equal plans."""
+        """Return plain values that determine rows and seeds: equal for equal plans."""
 
     def masks(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Rows of models start..stop, shape (models, n)."""
@@ -50,9 +50,9 @@ class Retrained(NamedTuple):
     Attributes
     ----------
     output : ndarray of float32, shape (models, targets)
-        The higher, the surer: the margin, for one.
+        The higher, the more certain, such as the margin.
     predicted : ndarray of int64, shape (models, targets), or None
-        Classes that the models predict, where there are classes.
+        Classes that the models predict, if there are classes.
 
     Examples
     --------
@@ -80,8 +80,8 @@ def retrain(
 ) -> xr.Dataset:
     """Train models on the subsets of a plan, as many as are missing of the first ``models``.
 
-    Some at a time are trained and stored, so that a run that is stopped goes on where it was, and
-    models can be added later. On a Dask cluster that is active here, its workers share them.
+    Some models at a time are trained and stored, so that a stopped run goes on, and models can be added
+    later. The workers of an active Dask cluster share them.
 
     Parameters
     ----------
@@ -92,15 +92,15 @@ def retrain(
         for trainers that train alike. What ``count_targets()`` gives, where it has one, is m, which is
         known then before anything is trained.
     store : FeatureStore or its place
-        A place may have models before it is a store.
+        The place may have models before it is a store.
     name : str
         Name of this set of models.
     plan : SubsetPlan, or the like
         Rows and seed of each model, by its number.
     models : int
-        Number of models that there shall be.
+        Number of models in the end.
     at_once : int
-        Models that are trained together, and lost together when the run is stopped.
+        Models that are trained together, and lost together if the run is stopped.
     finished : callable, optional
         Called with the number of models that were added.
     targets : collection of int, optional
@@ -109,19 +109,19 @@ def retrain(
     Returns
     -------
     Dataset
-        As :func:`retrained_models` gives it.
+        Models, as :func:`retrained_models` returns them.
 
     Raises
     ------
     SpecMismatchError
-        The name is that of models of another plan, or that another trainer made.
+        When the name is that of models of another plan, or of another trainer.
     TrakStoreError
         The trainer gave something else than (g, m) numbers, or of other targets, or describes itself
         by what is not JSON; a trainer, plan or ``finished`` that cannot be called.
     NumericsError
-        A model's outputs are not finite.
+        When a model's outputs are not finite.
     LocationError
-        Another process trains models of that name just now.
+        When another process is training models of that name.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def retrain(
     models, at_once = as_whole(models, "models", 0), as_whole(at_once, "at_once", 1)
     _check_called(trainer, plan, finished)
     location = location_of(store, create=True)
-    # Two runs of one name would train the same models twice, and number others alike.
+    # Two runs of one name would train the same models twice, and give models equal numbers.
     with claimed(location, evaluation_path(name), "retrain"):
         parts = model_parts(location, name)
         document = {**plan.to_dict(), **description(trainer)}
@@ -152,7 +152,7 @@ def retrain(
             from distributed import as_completed
 
             begin_set(location, name)
-            # Not pure: a task writes to the store, which an earlier result of equal arguments does not.
+            # Not pure: a task writes to the store, so that an earlier result cannot replace it.
             tasks = [client.submit(_train, *task, *numbers, pure=False) for numbers in missing]
             counts = (one.result() for one in as_completed(tasks))
         with nullcontext() if client is None else cluster_errors(client):
@@ -168,12 +168,12 @@ def add_retrained(
     subsets: NDArray[np.bool_],
     outputs: NDArray[Any],
 ) -> xr.Dataset:
-    """Store models that were trained elsewhere, after those that are there.
+    """Store models that were trained elsewhere, after the existing ones.
 
     Parameters
     ----------
     store : FeatureStore or its place
-        A place may have models before it is a store.
+        The place may have models before it is a store.
     name : str
         Name of this set of models.
     subsets : ndarray of bool, shape (models, n)
@@ -184,17 +184,17 @@ def add_retrained(
     Returns
     -------
     Dataset
-        As :func:`retrained_models` gives it.
+        Models, as :func:`retrained_models` returns them.
 
     Raises
     ------
     TrakStoreError
-        Shapes that do not go together, or with those that are there; subsets of anything but
-        booleans or 0 and 1.
+        When shapes do not fit together, or do not fit the existing models; when subsets are anything
+        but booleans or 0 and 1.
     SpecMismatchError
-        The name is that of models of a plan.
+        When the name is that of models of a plan.
     NumericsError
-        Outputs that are not finite.
+        When outputs are not finite.
 
     Examples
     --------
@@ -218,20 +218,20 @@ def add_retrained(
 
 
 def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
-    """Read the models of a set, all of them.
+    """Read all models of a set.
 
     Parameters
     ----------
     store : FeatureStore or its place
-        Store that the models were added to.
+        Store to which the models were added.
     name : str
         Name of the set of models.
 
     Returns
     -------
     Dataset
-        ``subset`` ("model", "train") of bool; ``output`` ("model", "target") of float32; where
-        there are classes, ``predicted`` of int64; the coordinate ``model``: numbers, ascending.
+        ``subset`` ("model", "train") of bool; ``output`` ("model", "target") of float32; if there are
+        classes, ``predicted`` of int64; the coordinate ``model``: numbers, ascending.
 
     Raises
     ------
@@ -240,7 +240,7 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
     DamagedError
         When a part cannot be read.
     TrakStoreError
-        Parts are of different targets or train rows.
+        When parts are of different targets or train rows.
 
     Examples
     --------
@@ -269,7 +269,7 @@ def retrained_models(store: Where | FeatureStore, name: str) -> xr.Dataset:
 
 
 def _check_called(trainer: object, plan: object, finished: object) -> None:
-    """Refuse what cannot be called, before anything is claimed or trained."""
+    """Refuse objects that cannot be called, before anything is claimed or trained."""
     if not callable(trainer):
         raise TrakStoreError(
             f"trainer must be a function of subsets and seeds, got {shown(trainer)}"
@@ -281,10 +281,10 @@ def _check_called(trainer: object, plan: object, finished: object) -> None:
 
 
 def _missing(parts: list[ModelPart], models: int, at_once: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of numbers below ``models`` that no part has, each of ``at_once`` at most."""
+    """Yield ranges of numbers below ``models`` that no part has, of at most ``at_once`` each."""
     there = {number for part in parts for number in _numbers(part)}
     missing = [number for number in range(models) if number not in there]
-    # Within a run of numbers that follow each other, number less place is one value.
+    # In a run of consecutive numbers, number less position is one value.
     for _, run in groupby(enumerate(missing), lambda pair: pair[1] - pair[0]):
         numbers = [number for _, number in run]
         for start, stop in ranges(len(numbers), at_once):
@@ -359,7 +359,7 @@ def _checked_classes(predicted: Any, shape: tuple[int, ...]) -> NDArray[np.int64
 
 
 def _checked(output: NDArray[Any], models: int) -> NDArray[np.float32]:
-    """Return outputs as they are stored, once they are finite numbers for each model."""
+    """Return outputs as they are stored, after checking that they are finite numbers for each model."""
     if output.ndim != 2 or len(output) != models or output.dtype.kind not in "fiu":
         raise TrakStoreError(
             f"needed outputs of shape ({models}, targets), got {output.dtype} of {output.shape}"

@@ -1,4 +1,4 @@
-"""Checks of stored rows: whether they are all there, sound, different, and enough for a kernel."""
+"""Checks of stored rows: completeness, soundness, copies, and the conditioning of the kernel."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-# Share of the largest eigenvalue below which others are rounding of float32 products.
+# Share of the largest eigenvalue below which others are rounding errors of float32 products.
 _NOISE = 1e-6
-# Roundings of float32 by which rows of equal samples may differ, relative to their norm.
+# Number of float32 roundings by which rows of equal samples may differ, relative to their norm.
 _ROUNDINGS = 16
-# Rows behind each that it is compared with, in the order of one number: rows that agree in that number
-# by chance may come between two that are equal.
+# Number of following rows with which each is compared, in the order of one product: rows that agree in
+# that product by chance may stand between two equal rows.
 _NEIGHBOURS = 8
 
 
 def check_rows(split: Split) -> Iterator[Check]:
-    """Check that every row is there, finite, not zero, and there once; the epoch is not filled in."""
+    """Check that every row is there, finite, not zero and unique; the caller fills in the epoch."""
     of = split.name
     missing = sum(stop - start for start, stop in split.status().missing)
     remedy = "run the same featurize command again: it computes what is missing"
@@ -40,7 +40,7 @@ def check_rows(split: Split) -> Iterator[Check]:
     yield pass_if(not bad, "rows are finite", of, bad, "rows that are not finite", remedy)
     remedy = "the output does not depend on the parameters there: mask these rows, or look why"
     yield pass_if(not zero, "no rows of zeros", of, zero, "rows of zeros", remedy, "warn")
-    if not of.endswith(layout.SAMPLED):  # two draws of one label are equal rows
+    if not of.endswith(layout.SAMPLED):  # two draws of the same label give equal rows
         copies, first = _copies(split)
         remedy = (
             f"rows {first[0]} and {first[1]} are equal: samples that stand twice share their "
@@ -61,10 +61,10 @@ def check_kernel(
     damping: float = 1.0,
     memory_limit: int | str | None = None,
 ) -> Check:
-    """Check how well the damped kernel of a split can be inverted; the epoch is not filled in."""
+    """Check how well the damped kernel of a split can be inverted; the caller fills in the epoch."""
     report = kernel_report(store, epoch, split, damping, memory_limit=memory_limit)
     largest = report.eigenvalues[0]
-    # Directions above rounding; the damped condition, not the rank, decides whether it can be inverted.
+    # Directions above rounding. The damped condition, not the rank, decides whether K can be inverted.
     rank = int((report.eigenvalues > _NOISE * largest).sum())
     verdict: Verdict = "pass"
     remedy = ""
@@ -81,13 +81,13 @@ def check_kernel(
 def _copies(split: Split) -> tuple[int, tuple[int, int]]:
     """Count rows that are copies of another one, and find the first such pair.
 
-    Equal samples give rows that are equal to rounding: where a sample stands in its batch decides
-    how it is rounded. A row is known by its norm and its products with four random directions; rows
-    that agree in all of these are taken for copies. Some 100 bytes a row are held.
+    Equal samples give rows that are equal up to rounding, which depends on the place in the batch. A
+    row is recognised by its norm and its products with four random directions: rows that agree in all
+    of these count as copies. About 100 bytes a row are held.
     """
     features, rows = split.column("features"), split.spec.rows
     near = float(max(_ROUNDINGS * np.finfo(np.float32).eps, 2 * np.finfo(features.dtype).eps))
-    if features.scale is not None:  # a rounding of a number may go the other way: one step of it
+    if features.scale is not None:  # rounding to 8 bits may move a number by one step
         near = 0.5 / LARGEST
     directions = np.random.default_rng(0).choice([-1.0, 1.0], (features.shape[1], 4))
     marks = np.empty((rows, 5))
@@ -96,13 +96,13 @@ def _copies(split: Split) -> tuple[int, tuple[int, int]]:
         marks[start:stop, 0] = np.linalg.norm(tile, axis=1)
         marks[start:stop, 1:] = tile @ directions
     order = np.flatnonzero(np.isfinite(marks).all(axis=1) & (marks[:, 0] > 0))
-    # Sorted by one product, copies are neighbours: rows are compared with a few, not with all.
+    # Sorted by one product, copies are neighbours, so that each row is compared with a few others.
     order = order[np.argsort(marks[order, 1], kind="stable")]
     copies, pair = np.zeros(rows, dtype=bool), (0, rows)
     for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
         left, right = order[:-step], order[step:]
-        # Rows that differ by d have products with random signs that differ by about ‖d‖, and their
-        # norms by no more: within twice what rounding allows, they are taken for equal.
+        # If rows differ by d, their products with random signs differ by about ‖d‖, and their norms by
+        # no more. Within twice the rounding they count as equal.
         close = np.abs(marks[left] - marks[right]) <= 2 * near * marks[left, :1]
         same = close.all(axis=1)
         copies[right[same]] = True

@@ -7,6 +7,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,15 +24,21 @@ from torch.utils.data import default_collate
 from trakstore.errors import TrakStoreError
 from trakstore.evaluation.function_descriptions import code, plain
 from trakstore.evaluation.retraining import Retrained
-from trakstore.evaluation.trained import Trained, unlike_attribute
+from trakstore.evaluation.trained import (
+    Attributes,
+    NotStackable,
+    Trained,
+    slots_of,
+    tensors_of,
+    untouched,
+)
 from trakstore.features.fingerprint import dataset_rows
 from trakstore.features.gradients import FAILURES
 from trakstore.features.outputs import ModelOutput, as_output
 from trakstore.features.reading import read_sample
-from trakstore.planning import ranges
 from trakstore.quantities import as_mask, as_whole
 
-# The docs have a page of this module, which shows these names.
+# The docs have a page about this module, which shows these names.
 __all__ = ["SubsetTrainer"]
 
 log = logging.getLogger("trakstore")
@@ -40,28 +48,29 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 @dataclass(frozen=True)
 class SubsetTrainer:
-    """Trainer of a small model, anew on each of several subsets; data and models are held in memory.
+    """Trainer of a small model from scratch on each of several subsets; all is held in memory.
 
-    Models of one subset size are trained together, as one: their parameters are stacked
-    (``torch.func``), and an optimiser that works element by element, as SGD and Adam do, does for
-    each what it would do alone. Where ``vmap`` has no rule for the model, one is trained after the
-    other, with one line in the log. What a model becomes depends on its subset and seed, not on
-    those beside it, but for rounding and for dropout.
+    Models of one subset size are trained together, as one: their parameters and buffers are stacked
+    (``torch.func``), and an optimiser that works element by element, such as SGD or Adam, does for each
+    what it would do alone. If ``vmap`` has no rule for the model, or modules hold tensors or numbers
+    beside parameters and buffers that differ or change, models are trained one after the other, with a
+    line in the log. A model depends on its subset and seed, not on those beside it, except for rounding
+    and dropout.
 
     Attributes
     ----------
     make_model : callable
-        Makes the model with new weights from torch's generator, which is seeded before.
+        Makes the model with new weights from torch's generator, which is seeded before the call.
     train, targets : dataset
-        Samples as a ``DataLoader`` takes them, with n and m of them.
+        Samples as a ``DataLoader`` takes them: n train samples and m targets.
     output : str or ModelOutput
-        Output for the targets; its loss is what is trained.
+        Output for the targets; its loss is minimised.
     epochs, batch_size : int
-        The last, short batch of an epoch is a step too.
+        Epochs, and samples of a batch; the last, shorter batch of an epoch is also a step.
     optimizer : callable
-        Makes an optimiser of a list of parameters; SGD of rate 0.1 and momentum 0.9 by default.
+        Makes an optimiser from a list of parameters; by default SGD with rate 0.1 and momentum 0.9.
     schedule : callable, optional
-        Makes a learning rate scheduler of an optimiser and the number of steps; it steps with each
+        Makes a learning rate scheduler from an optimiser and the number of steps; it steps after each
         batch.
 
     Examples
@@ -90,10 +99,11 @@ class SubsetTrainer:
 
     def __call__(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> Retrained:
         """Train a model on each subset and ask it about the targets; arguments as in :meth:`fit`."""
-        targets = _all_rows(self.targets)
-        self._check(targets)
+        subsets, targets = self._checked(subsets), _all_rows(self.targets)
+        train = _all_rows(self.train)
+        self._check_outputs(train, np.flatnonzero(subsets.any(axis=0)), targets)
         outputs, classes = [], []
-        for trained in self._trained(subsets, seeds):
+        for trained in self._trained(train, subsets, seeds):
             # The module itself is asked: an output may need more of it than its parameters.
             with trained.in_model() as model:
                 values, predicted = self._outputs(model, targets)
@@ -156,20 +166,25 @@ class SubsetTrainer:
         TrakStoreError
             Subsets of another number of rows, or empty ones.
         """
-        states = []
-        for trained in self._trained(subsets, seeds):
+        subsets, states = self._checked(subsets), []
+        for trained in self._trained(_all_rows(self.train), subsets, seeds):
             with trained.in_model() as model:
                 states.append({name: value.clone() for name, value in model.state_dict().items()})
         return states
 
-    def _trained(self, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]) -> list[Trained]:
-        """Train a model on each subset, those of one size together; in the order of the subsets."""
+    def _checked(self, subsets: NDArray[np.bool_]) -> NDArray[np.bool_]:
         count, subsets = dataset_rows(self.train), as_mask(subsets, "subsets")
         if subsets.ndim != 2 or subsets.shape[1] != count or not subsets.any(axis=1).all():
             raise TrakStoreError(
                 f"needed subsets of {count} train rows, none empty, got shape {subsets.shape}"
             )
-        train, sizes = _all_rows(self.train), subsets.sum(axis=1)
+        return subsets
+
+    def _trained(
+        self, train: Any, subsets: NDArray[np.bool_], seeds: NDArray[np.int64]
+    ) -> list[Trained]:
+        """Train a model on each subset, those of one size together; in the order of the subsets."""
+        sizes = subsets.sum(axis=1)
         by_number: dict[int, Trained] = {}
         # Stacked models step together: they need batches of one shape, so subsets of one size.
         for size in np.unique(sizes):
@@ -181,42 +196,41 @@ class SubsetTrainer:
 
     def _fit_equal(self, train: Any, rows: NDArray[np.int64], seeds: list[int]) -> list[Trained]:
         """Train models of one subset size, whose rows are (models, size)."""
-        models = [self._fresh(seed).train() for seed in seeds]
-        unlike = unlike_attribute(models)
-        reason = unlike and f"their {unlike} is no parameter or buffer, and differs"
-        if reason is None:
-            try:
-                with warnings.catch_warnings():
-                    # Where torch loops over the models by itself it is slower, and right.
-                    warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                    return self._fit(models, train, rows, seeds, together=True)
-            except torch.OutOfMemoryError:
-                raise
-            except FAILURES as error:
-                # No rule of vmap, or a fault of the model's own: that one is raised again below.
-                reason = f"vmap cannot do this one ({str(error).splitlines()[0][:200]})"
-        alone = [
-            self._fit([self._fresh(seed).train()], train, rows[i : i + 1], [seed])
-            for i, seed in enumerate(seeds)
-        ]
+        try:
+            with warnings.catch_warnings():
+                # Where torch loops over the models by itself it is slower, and right.
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                return self._fit_stacked(train, rows, seeds)
+        except torch.OutOfMemoryError:
+            raise
+        except NotStackable as error:
+            reason = str(error)
+        except FAILURES as error:
+            # No rule of vmap, or a fault of the model's own: that one is raised again below.
+            reason = f"vmap cannot do this one ({str(error).splitlines()[0][:200]})"
+        trained = [self._fit_alone(train, rows[i], seed) for i, seed in enumerate(seeds)]
         log.warning("models are trained one after the other, since %s", reason)
-        return [one for ones in alone for one in ones]
+        return trained
 
-    def _check(self, targets: Any) -> None:
-        """Refuse, before any training, what the model as it is made has no output of."""
+    def _check_outputs(self, train: Any, rows: NDArray[np.int64], targets: Any) -> None:
+        """Refuse, before any training, samples that the model as it is made has no output of.
+
+        Of the train rows, those that are in a subset: bad ones that a store has masked may be there.
+        """
         model, output = self._fresh(0), as_output(self.output)
-        values = torch.from_numpy(self._outputs(model, targets)[0])
-        with torch.no_grad():
-            train = [
-                output(model, _collated(self.train, *piece)).loss
-                for piece in ranges(dataset_rows(self.train), self.batch_size)
-            ]
-        for what, numbers in (("target", values), ("train row", torch.cat(train))):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            values = torch.from_numpy(self._outputs(model, targets)[0])
+            pieces = torch.from_numpy(rows).split(self.batch_size)
+            losses = torch.cat([output(model, _taken(train, at)).loss for at in pieces])
+        for what, at, numbers in (
+            ("target", range(len(values)), values),
+            ("train row", rows, losses),
+        ):
             bad = numbers.isnan().nonzero()
             if len(bad):
                 raise TrakStoreError(
-                    f"{what} {int(bad[0])} has no {output.name} before anything is trained: look at "
-                    f"its label and inputs"
+                    f"{what} {at[int(bad[0])]} has no {output.name} before anything is trained: look "
+                    f"at its label and inputs, or leave it out"
                 )
 
     def _outputs(
@@ -235,39 +249,65 @@ class SubsetTrainer:
             torch.manual_seed(seed)
             return self.make_model()
 
-    def _fit(
-        self,
-        models: list[nn.Module],
-        train: Any,
-        rows: NDArray[np.int64],
-        seeds: list[int],
-        together: bool = False,
-    ) -> list[Trained]:
-        """Train models whose rows are (models, size), stacked, or one by itself."""
+    def _fit_stacked(self, train: Any, rows: NDArray[np.int64], seeds: list[int]) -> list[Trained]:
+        """Train models whose rows are (models, size) as one, whose parameters are theirs, stacked."""
+        models = [self._fresh(seed).train() for seed in seeds]
+        # What vmap leaves in a module is thrown away with it.
+        first = deepcopy(models[0])
+        attributes = Attributes(first)
+        attributes.need_alike(models)
         parameters, buffers = stack_module_state(models)
-        optimizer = self.optimizer([p for p in parameters.values() if p.requires_grad])
-        batches = list(self._batches(rows, seeds))
-        schedule = self.schedule and self.schedule(optimizer, len(batches))
-        one = partial(_loss, models[0], as_output(self.output))
-        losses = vmap(one, randomness="different") if together else partial(_single, one)
-        with torch.random.fork_rng(devices=[]):
-            # Dropout of stacked models draws from one stream: the first model's seed is that of all.
-            torch.manual_seed(seeds[0])
-            for at in batches:
-                batch = tree.tree_map(lambda leaf, at=at: leaf[at], train)
-                optimizer.zero_grad()
-                loss, changed = losses(parameters, buffers, batch)
+        losses = vmap(
+            partial(_loss, first, slots_of(first), as_output(self.output)), randomness="different"
+        )
+        # Dropout of stacked models draws from one stream: the first model's seed is that of all.
+        with self._steps(rows, seeds, list(parameters.values())) as steps:
+            for number, (at, step) in enumerate(steps):
+                loss, changed = losses(parameters, buffers, _taken(train, at))
                 # No loss depends on another model's parameters: the sum has each one's own gradient.
-                loss.sum().backward()
-                optimizer.step()
+                step(loss.sum())
                 buffers = {name: value.detach() for name, value in changed.items()}
-                if schedule is not None:
-                    schedule.step()
+                if not number:
+                    # Most that will change do so at once, before hours of training.
+                    attributes.need_unchanged()
+        attributes.need_unchanged()
         state = {name: value.detach() for name, value in {**parameters, **buffers}.items()}
         return [
             Trained(model, {name: value[i] for name, value in state.items()})
             for i, model in enumerate(models)
         ]
+
+    def _fit_alone(self, train: Any, rows: NDArray[np.int64], seed: int) -> Trained:
+        """Train one model, as anybody would."""
+        model, output = self._fresh(seed).train(), as_output(self.output)
+        with (
+            untouched(model),
+            self._steps(rows[None], [seed], list(model.parameters())) as steps,
+        ):
+            for at, step in steps:
+                step(output(model, _taken(train, at[0])).loss.mean())
+            state = {name: tensor.data for name, tensor in tensors_of(model).items()}
+        return Trained(model, state)
+
+    @contextmanager
+    def _steps(
+        self, rows: NDArray[np.int64], seeds: list[int], parameters: list[Tensor]
+    ) -> Iterator[Iterator[tuple[Tensor, Callable[[Tensor], None]]]]:
+        """Yield batches (models, batch) of rows, each with the step that a loss of it makes."""
+        optimizer = self.optimizer([one for one in parameters if one.requires_grad])
+        batches = list(self._batches(rows, seeds))
+        schedule = self.schedule and self.schedule(optimizer, len(batches))
+
+        def step(loss: Tensor) -> None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds[0])
+            yield ((at, step) for at in batches)
 
     def _batches(self, rows: NDArray[np.int64], seeds: list[int]) -> Iterator[Tensor]:
         """Train rows (models, batch), each model's in an order of its own."""
@@ -280,6 +320,7 @@ class SubsetTrainer:
 
 def _loss(
     model: nn.Module,
+    slots: dict[str, str],
     output: ModelOutput,
     parameters: dict[str, Tensor],
     buffers: dict[str, Tensor],
@@ -287,26 +328,22 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the mean loss of one model on its batch, and its buffers afterwards."""
     # A module may give a buffer another tensor instead of writing into it: functional_call leaves in
-    # the dict what the names stand for after the call.
-    state = {**parameters, **buffers}
+    # the dict what the names stand for after the call. Each place in a module is named once: a module
+    # whose tensors are swapped by two names does not get its own back.
+    named = {**parameters, **buffers}
+    state = {slot: named[name] for slot, name in slots.items()}
 
     def called(*arguments: Any, **keywords: Any) -> Any:
-        return functional_call(model, state, arguments, keywords)
+        return functional_call(model, state, arguments, keywords, tie_weights=False)
 
     loss = output(called, batch).loss.mean()
     return loss, {name: state[name] for name in buffers}
 
 
-def _single(one: Callable[..., Any], *stacked: Any) -> Any:
-    """Call ``one`` without ``vmap``, on a stack of one."""
-    result = one(*(tree.tree_map(lambda leaf: leaf[0], each) for each in stacked))
-    return tree.tree_map(lambda leaf: leaf[None], result)
+def _taken(batch: Any, at: Tensor) -> Any:
+    return tree.tree_map(lambda leaf: leaf[at], batch)
 
 
 def _all_rows(dataset: Any) -> Any:
     """Collate all samples into one batch."""
-    return _collated(dataset, 0, dataset_rows(dataset))
-
-
-def _collated(dataset: Any, start: int, stop: int) -> Any:
-    return default_collate([read_sample(dataset, i) for i in range(start, stop)])
+    return default_collate([read_sample(dataset, i) for i in range(dataset_rows(dataset))])

@@ -24,7 +24,8 @@ from trakstore.storage import layout
 __all__ = ["NamedActivations"]
 
 _INPUT = ".input"
-# Relative difference of a row that rounding explains: this, or so many times that of a single number.
+# Relative difference of a row that rounding explains: the first, or the second times the spacing of
+# numbers in the layer's dtype, whichever is larger.
 _ROUNDING, _STEPS = 1e-3, 16
 
 
@@ -38,8 +39,8 @@ class NamedActivations:
     output : ModelOutput
         Output that calls the model on a batch.
     layers : str or sequence of str
-        Names of modules, whose outputs are meant; ``{name}.input`` is what a module is given. Of a
-        tuple, the first tensor.
+        Names of modules whose outputs are stored; ``{name}.input`` names what a module is given. Of a
+        tuple, the first tensor is taken.
 
     Raises
     ------
@@ -70,13 +71,13 @@ class NamedActivations:
     def of(self, batch: Any) -> dict[str, Tensor]:
         """Compute activations by column, each ``(batch, width)``, float32: one forward pass.
 
-        Where it is not certain that a layer has the samples in order, each as it would be alone, as
-        within a model that sorts them by length on its way, there is one pass for each sample.
+        Where a layer may not have the samples in order, each as it would be alone (a model may sort
+        them by length on its way), each sample has a pass of its own.
 
         Raises
         ------
         TrakStoreError
-            When a module is called never or more than once, or does not have samples first.
+            When a module is called more than once or not at all, or does not have samples first.
         """
         if not self._modules:
             return {}
@@ -84,7 +85,8 @@ class NamedActivations:
         if not self._mixed:
             together = self._passed(batch, size)
             if all(one.in_order for one in together.values()):
-                # What is mixed out of sight may be so in any batch from here on.
+                # Rows that are wrong although every sample was seen in its place were mixed out of
+                # sight: any later batch may be so too, and is computed sample by sample.
                 self._mixed = not self._are_apart(batch, size, together)
                 if not self._mixed:
                     return {name: one.rows for name, one in together.items()}
@@ -94,9 +96,9 @@ class NamedActivations:
     def _are_apart(self, batch: Any, size: int, together: dict[str, _Seen]) -> bool:
         """Compare some of the samples with themselves alone.
 
-        Those are, of each question that the model asked of all samples at once, one that alone would
-        have given another answer, as it may have gone another way then; and one that is drawn, since
-        what scripts mix is out of sight.
+        One sample is drawn at random, since what scripts mix is out of sight. And for each question
+        that the model asked of all samples at once ("is any of you longer than 8?"), one sample is
+        compared to which the answer would have been another alone: it may have taken another branch.
         """
         if size == 1:
             return True
@@ -115,12 +117,13 @@ class NamedActivations:
         """Compute activations of a batch by one pass, in which the samples are followed."""
         following = self._pass.following(size)
         try:
-            # Gradients are on: what a function makes out of sight is known by being in their graph.
+            # Gradients are on since a function that hides what it does is known only by its node in the
+            # autograd graph.
             with torch.enable_grad(), self._watched(following) as seen:
                 self._pass.outputs(self.output, copied(batch), following)
         except torch.OutOfMemoryError:
             raise
-        except FAILURES:  # of what a model cannot do while it is watched; else it comes up again
+        except FAILURES:  # the model cannot be watched; any fault of its own is raised again below
             with torch.no_grad(), self._watched(None) as seen:
                 self.output(self.model, copied(batch))
         return {name: _Seen.of(name, seen[name], size) for name in self.columns}
@@ -137,9 +140,17 @@ class NamedActivations:
 
 
 class _Call(NamedTuple):
-    """Copy of the first tensor of a module's call, and whether each sample is surely in its place.
+    """A call of a module: a copy of its first tensor, and what is known of the samples in it.
 
-    Of each question that the model asked of all samples before, those that would differ alone.
+    Attributes
+    ----------
+    first : Tensor or None
+        None where there is no tensor.
+    in_order : bool
+        Whether each sample is surely in its place.
+    asked : tuple of Tensor, bool, shape (batch,)
+        For each question that the model had asked of all samples: those for which the answer alone
+        would be another.
     """
 
     first: Tensor | None
@@ -148,9 +159,17 @@ class _Call(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """Activations of a batch, shape (batch, width), and whether each is surely that of its sample.
+    """Activations of a batch.
 
-    They are float32, and were computed with some relative precision.
+    Attributes
+    ----------
+    rows : Tensor, shape (batch, width), float32
+    in_order : bool
+        Whether each row is surely that of its sample.
+    precision : float
+        Relative spacing of numbers in the dtype that they were computed in; 0 for integers.
+    asked : tuple of Tensor, bool, shape (batch,)
+        As in :class:`_Call`.
     """
 
     rows: Tensor
@@ -167,6 +186,8 @@ class _Seen(NamedTuple):
                 f"once"
             )
         ((first, in_order, asked),) = calls
+        if first is not None:
+            _need_dense(name, first)
         if first is None or first.ndim == 0 or len(first) != size:
             got = None if first is None else tuple(first.shape)
             raise TrakStoreError(
@@ -183,8 +204,19 @@ class _Seen(NamedTuple):
         )
 
 
+def _need_dense(name: str, activations: Tensor) -> None:
+    # Nested tensors have no sizes that could be asked for, sparse ones no rows that could be cut apart.
+    if activations.is_nested or activations.layout is not torch.strided:
+        layout_name = str(activations.layout).removeprefix("torch.")
+        got = "a nested tensor" if activations.is_nested else f"a tensor of layout {layout_name}"
+        raise TrakStoreError(
+            f"{name} gives {got}; activations are dense, of one width for all samples: name another "
+            f"layer"
+        )
+
+
 def _module(name: str, known: dict[str, nn.Module]) -> tuple[nn.Module, bool]:
-    """Return the module of that name, and whether its input is meant."""
+    """Return the module of that name, and whether its input is the one to be stored."""
     layout.check_name(f"{layout.ACTIVATIONS}{name}", "layer's column")
     if name and name in known:
         _need_hooks(name, known[name])
@@ -228,6 +260,6 @@ def _note(into: list[_Call], following: Following | None, tensors: Any) -> None:
 
 
 def _alike(row: Tensor, alone: Tensor, precision: float) -> bool:
-    """Tell whether a row is that of its sample alone, but for rounding on the way."""
+    """Tell whether a row equals that of its sample alone, but for rounding."""
     apart, size = (row - alone).norm(), alone.norm()
     return not bool(apart > max(_ROUNDING, _STEPS * precision) * size)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.token_samples import TokenSamples
 from trakstore.spec import SplitSpec, check_equal
@@ -32,7 +34,7 @@ def append_samples(
     rows: RowComputer,
     samples: SplitSamples | TokenSamples,
     blame: Callable[[range], AbstractContextManager[None]],
-) -> None:
+) -> Featurized:
     """Add the samples that the data set has more than the store, if the others are the same.
 
     Where a block of them is wrong, those that are stored are doubted like the others: the split has all
@@ -52,17 +54,24 @@ def append_samples(
     blame : callable
         ``blame(rows)`` gives a context whose errors name the sample that they come from.
 
+    Returns
+    -------
+    Featurized
+        New rows, the blocks that hold them (the first with old rows too, where it was not full), the
+        bytes of the new rows, and the time.
+
     Raises
     ------
     SpecMismatchError
         When the stored rows are of other samples, or were made otherwise.
     """
     if split not in store.splits_of(epoch):
-        return
+        return Featurized(0, 0, 0.0)
     old = store.split(epoch, split)
     more = wanted.rows - old.rows
     if more <= 0:
-        return
+        return Featurized(0, 0, 0.0)
+    began = time.monotonic()
     count = old.rows
     # A fingerprint is over samples that the number of rows chooses, so that the old one can only be
     # compared with that of as many samples as there were.
@@ -71,9 +80,6 @@ def append_samples(
     same = replace(wanted, rows=count, dataset=first)
     check_equal(old.spec, same, f"{store.location}: {split} at epoch {epoch}")
 
-    if old.spec.doubted:
-        rows.distrust(old.spec.doubted)
-
     def columns(start: int, stop: int) -> Columns:
         with blame(range(start, stop)):
             made = rows.columns(start, stop)
@@ -81,8 +87,10 @@ def append_samples(
             raise _DoubtError(f"rows {start} to {stop - 1} were wrong")
         return made
 
+    if old.spec.doubted:
+        rows.distrust(old.spec.doubted)
     try:
-        append_rows(old, more, columns, dataset=wanted.dataset)
+        grown = append_rows(old, more, columns, dataset=wanted.dataset)
     except NumericsError as error:
         if not rows.doubted:
             raise
@@ -99,5 +107,12 @@ def append_samples(
             *(split, epoch, count),
             "without padding" if rows.doubted == "padding" else "by the generic engine",
         )
-        grown = replace(old.spec, rows=wanted.rows, dataset=wanted.dataset)
-        withdraw_rows(old, rows.doubted, grown)
+        longer = replace(old.spec, rows=wanted.rows, dataset=wanted.dataset)
+        withdraw_rows(old, rows.doubted, longer)
+        seconds = time.monotonic() - began
+        # All rows are blocks that are missing now.
+        return Featurized(0, 0, seconds, spent=Spent(computing=seconds))
+    blocks = grown.spec.blocks - count // grown.spec.block_rows
+    seconds = time.monotonic() - began
+    spent = Spent(computing=seconds)
+    return Featurized(more, blocks, seconds, more * grown.row_bytes, spent)

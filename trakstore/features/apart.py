@@ -31,14 +31,15 @@ class Contacts(NamedTuple):
     Attributes
     ----------
     mixed : bool
-        In the forward pass.
+        Whether they may have in the forward pass.
     routed : bool
-        In it, by an index that nothing is known of.
+        Whether an index of unknown origin may have moved samples in the forward pass.
     gradients : bool
-        In the backward pass alone, by a hook of the model or a ``torch.autograd.Function`` of its own.
+        Whether they may have in the backward pass alone: by a hook of the model, or a
+        ``torch.autograd.Function`` of its own.
     decided : list of Tensor, bool, shape (samples,)
-        For each question that the model asked of all samples at once: those of them that alone would
-        have given another answer.
+        For each question that the model asked of all samples at once: the samples for which the answer
+        alone would have been another.
     """
 
     mixed: bool
@@ -52,8 +53,8 @@ class Contacts(NamedTuple):
         if following.batch == 1:
             return cls(mixed=False, routed=False, gradients=False, decided=[])
         gradients = following.hooked or any(changes_gradients(type(one)) for one in functions)
-        # A number that all samples together have in common with each alone mixes none of them.
-        mixed = following.mixed or any(bool(others.any()) for others in following.told)
+        # A question mixes samples only where the answer to all together differs from that to one alone.
+        mixed = following.mixed or any(bool(others.any()) for others in following.decided_numbers)
         return cls(mixed, following.routed, gradients, following.decided)
 
 
@@ -61,7 +62,7 @@ class Contacts(NamedTuple):
 def changes_gradients(node: type) -> bool:
     """Tell whether a function of autograd runs code of the model in the backward pass.
 
-    That of packages is trusted to keep the samples apart, as the functions of torch are.
+    Functions of installed packages are trusted to keep the samples apart, as those of torch are.
     """
     function = getattr(node, "_forward_cls", node)
     return function is BackwardHookFunction or not is_installed(function)
@@ -69,7 +70,7 @@ def changes_gradients(node: type) -> bool:
 
 @dataclass
 class Apart:
-    """A check that rows of a batch are those of its samples alone, of one or a few of them.
+    """A check that rows of a batch equal those of its samples alone, by comparing a few of them.
 
     Attributes
     ----------
@@ -77,10 +78,10 @@ class Apart:
         Gives a batch for ordinary backward passes.
     projector : Projector
     met : bool
-        Whether some rows were not: all batches in which samples may see one another are then taken to
-        be wrong.
+        Whether some row did not. All batches in which samples may see one another are then taken to be
+        wrong.
     drawn : bool
-        Whether that was found by a sample drawn at random, so that others may have been wrong before.
+        Whether a sample drawn at random showed it: earlier batches may then have been wrong unnoticed.
     """
 
     samples_of: Callable[[Any], Samples]
@@ -93,7 +94,7 @@ class Apart:
     _mixed: int = 0
 
     def begin(self) -> None:
-        """Begin a block: whether the answers to the model's questions matter is asked again."""
+        """Begin a block: each question of the model is tried anew on one of its samples."""
         self._answered.clear()
         self.drawn = False
         self._batches = self._mixed = 0
@@ -118,9 +119,10 @@ class Apart:
     ) -> bool:
         """Compare some rows of a batch with their samples alone.
 
-        Those are, of each question that the model asked of all samples at once, one that alone would
-        have given another answer; and one more where samples may have seen one another otherwise:
-        that whose output is furthest from what it is apart (``others``), or one that is drawn.
+        For each question that the model asked of all samples at once, one sample is compared for which
+        the answer alone would have been another. Where samples may have seen one another otherwise, one
+        more is: that whose output is furthest from its output apart (``others``), else one drawn at
+        random.
         """
         suspect = contacts.mixed or contacts.gradients
         draws = batch_size(batch) // len(contacts.decided[0]) if contacts.decided else 1
@@ -145,7 +147,7 @@ class Apart:
         return int(self._count * 0.6180339887498949 % 1 * size)
 
     def _of_questions(self, decided: list[Tensor]) -> list[int]:
-        """Return a sample for each new question to which one alone would have given another answer."""
+        """Return, for each new question, the first sample that alone would get another answer."""
         new = [at for at in range(len(decided)) if self.met or at not in self._answered]
         if not new:
             return []

@@ -30,7 +30,7 @@ class BadRows:
     Attributes
     ----------
     reasons : ndarray of uint8, shape (rows,)
-        Sums of bits, as the column ``skipped`` has them; 0 for good rows.
+        Sums of bits, as in the column ``skipped``; 0 for good rows.
     ids : ndarray, shape (rows,)
     first : int
         Number of the first row in the split.
@@ -51,7 +51,7 @@ class BadRows:
         dtype: str | None = None,
         keep_bits: int | None = None,
     ) -> Self:
-        """Find bad rows by their computed columns.
+        """Find bad rows from their computed columns.
 
         Parameters
         ----------
@@ -64,7 +64,7 @@ class BadRows:
         classes : int, optional
             Number that labels must be below.
         dtype, keep_bits : optional
-            How rows are stored: those that cannot be are bad, too.
+            How rows are stored: those that this cannot hold are bad, too.
         """
         reasons = np.zeros(len(ids), dtype=np.uint8)
         no_class = _no_class(columns.get(_LABEL), len(ids), classes)
@@ -77,7 +77,8 @@ class BadRows:
             if dtype is not None and values.ndim > 1:
                 own = (dtype, keep_bits) if name == layout.FEATURES else (activations_dtype(dtype),)
                 reasons[~bad & unstorable(values, *own)] |= _BIT["storage"]
-        reasons[no_class] &= _BIT[_LABEL]  # all else follows from that
+        # A label that is no class explains all else that is wrong with its row: it alone is reported.
+        reasons[no_class] &= _BIT[_LABEL]
         return cls(reasons, ids, first)
 
     def __bool__(self) -> bool:
@@ -134,7 +135,7 @@ def _no_class(labels: NDArray[Any] | None, rows: int, classes: int | None) -> ND
     """Tell which rows have a label that is none of the classes."""
     if labels is None or classes is None:
         return np.zeros(rows, dtype=bool)
-    # Labels may be floats, of which those between two classes would be cut to the lower one.
+    # Labels may be floats: one between two classes would otherwise be cut to the lower of them.
     outside: NDArray[np.bool_] = (labels < 0) | (labels >= classes) | (labels != np.floor(labels))
     return outside
 

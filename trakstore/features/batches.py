@@ -51,14 +51,13 @@ class Batches:
     collate : callable or None
         Makes a batch of samples; None is torch's default.
     columns : SampleColumns or None
-        Columns that the model and its output take of dicts; None where all are taken.
+        Columns of dicts that the model and its output take; None where all are taken.
     as_trainer : bool
         Whether ``collate`` is given those columns alone, as by the ``Trainer`` of transformers.
     ids : ndarray or None
         Names of the samples, for messages.
     one_reads : lock, optional
-        Where the data set writes samples over those that it gave before: one thread reads, and copies,
-        at a time.
+        Held while one thread reads and copies, where the data set writes samples over earlier ones.
     """
 
     dataset: Any
@@ -79,13 +78,13 @@ class Batches:
         collate: Collate | None,
         ids: NDArray[Any] | None = None,
     ) -> Batches:
-        """Make batches for a model, and see on the first sample which columns a collator can take.
+        """Make batches for a model; the first sample tells which columns a collator can take.
 
-        A collator of transformers expects what its ``Trainer`` gives: columns that forward names. Any
-        other is given whole samples, as it may make the model's inputs of texts; where it fails on
-        those and not on what the ``Trainer`` gives, it is given that. The one that writes samples one
-        after the other into one row is replaced by one that pads: each sample then has its own row,
-        and the same gradient, as samples of such a row do not see one another.
+        A collator of transformers is given the columns that the model's forward names, as ``Trainer``
+        does it. Any other is given whole samples, since it may make the model's inputs from texts; if
+        it fails on those and not on the ``Trainer``'s columns, it is given the latter. The collator
+        that joins all samples into one row is replaced by one that pads: samples of such a row do not
+        see one another, so that their gradients are the same.
         """
         columns = SampleColumns.of(model, output)
         own = _of_trainer(collate)
@@ -113,13 +112,13 @@ class Batches:
             with suppress(Exception):
                 collate(columns.as_trainer(first))
                 return fewer
-        return whole  # an error of its own is raised where the batch is read
+        return whole  # the collator's own error is raised when the batch is read
 
     def read(self, start: int, stop: int) -> Any:
         """Read samples ``start`` to ``stop`` as a tree of tensors with the batch dimension first.
 
-        Mappings of any class, and dataclasses, come as dicts; without ``collate``, a list of numbers
-        in a sample as a tensor.
+        Mappings of any class, and dataclasses, become dicts. Without ``collate``, a list of numbers in
+        a sample becomes a tensor.
         """
         return self.picked(range(start, stop))
 
@@ -128,10 +127,10 @@ class Batches:
         return self.made([self.sample(index) for index in rows], rows)
 
     def uneven(self, rows: Sequence[int]) -> tuple[int, ...] | None:
-        """Return some samples from the longest to the shortest, where to pad them as they come costs.
+        """Return some samples from the longest to the shortest, where padding them in order would cost.
 
-        That is so where lengths are known, a tenth or more of these samples together would be padding,
-        and batches are not padded to one length anyway; None otherwise.
+        This is so where lengths are known, a tenth or more of these samples together would be padding,
+        and the collator does not pad everything to one length. Otherwise return None.
         """
         if self.collate is None:
             return None
@@ -149,10 +148,10 @@ class Batches:
     def made(self, samples: list[Any], rows: Sequence[int], *, in_place: bool = True) -> Any:
         """Make a batch of samples, which have these positions in the data set.
 
-        Where a row need not be ``in_place``, a collator may give it to another sample.
+        Unless a row must be ``in_place``, a collator may put another sample there.
         """
         looked_at = in_place and len(samples) > 1 and not _is_known(self.collate)
-        # A collator may change what it is given.
+        # A collator may change the samples that it is given, so that the check has copies of its own.
         again = [copied_sample(one) for one in samples] if looked_at else []
         batch = self._tree(samples, rows)
         for path, leaf in tree.tree_flatten_with_path(batch)[0]:
@@ -207,10 +206,10 @@ class Batches:
             return copied_sample(read_sample(self.dataset, index, self.ids))
 
     def unlike_first(self, rows: Sequence[int]) -> str:
-        """Say which of some samples is the first of another form than the data set's first one.
+        """Say which of some samples is the first that has another form than the data set's first one.
 
-        Lengths count where there is no collator that may pad them. Nothing is said where all are alike,
-        or cannot be read.
+        Lengths count where no collator could pad them. The text is empty where all are alike, or cannot
+        be read.
         """
         with suppress(TrakStoreError):
             first = self.forms_of(0)
@@ -223,7 +222,8 @@ class Batches:
     def forms_of(self, row: int) -> list[str]:
         """Return the forms of what a sample is made of; see :func:`~.sample_forms.forms`.
 
-        There are none where it has lists of several lengths, of which a collator may make anything.
+        The list is empty where a sample has lists of several lengths: a collator may make anything of
+        those.
         """
         sample = self.sample(row)
         try:
@@ -252,7 +252,7 @@ class Batches:
             ) from error
 
     def _named(self, rows: Sequence[int]) -> str:
-        """Name the samples of a batch, with ids of the first and the last that have others."""
+        """Name the samples of a batch; with the first and the last id, where ids are not positions."""
         both = [named_sample(row, self.ids).partition(" (id ")[2] for row in (rows[0], rows[-1])]
         ids = f" (ids {both[0][:-1]} to {both[1][:-1]})" if all(both) else ""
         return f"{named_samples(rows)}{ids}"
@@ -292,21 +292,21 @@ class Batches:
 
 
 def _text_remedy(samples: list[Any]) -> str:
-    """Advise those whose collator was given texts; nothing for other samples."""
+    """Advise those whose collator was given texts; an empty text for other samples."""
     if not isinstance(samples[0], str):
         return ""
     return "samples are str: give dicts with input_ids, or a collator that tokenizes"
 
 
 def _padding_collators(samples: list[Any]) -> str:
-    """Name what pads samples of tokens; nothing for other samples."""
+    """Name collators that pad tokens; an empty text for other samples."""
     if not (isinstance(samples[0], Mapping) and "input_ids" in samples[0]):
         return ""
     return ", such as trakstore.features.pad_tokens or the Trainer's collator"
 
 
 def _of_trainer(collate: Any) -> Any:
-    """Return the collator that transformers' ``Trainer`` has wrapped to drop columns."""
+    """Return the collator within the wrapper by which transformers' ``Trainer`` drops columns."""
     return collate.data_collator if type(collate).__name__ == "RemoveColumnsCollator" else collate
 
 
@@ -347,7 +347,7 @@ def _as_tree(batch: Any) -> Any:
 
 def _with_tensors(sample: Any) -> Any:
     """Make tensors of lists of numbers in a sample, as rows of a table have them."""
-    # torch would take each number of a list for an input of the model.
+    # torch's default collator would make each number of a list an input of its own.
     if isinstance(sample, Mapping):
         return {key: _as_tensor(value) for key, value in sample.items()}
     if isinstance(sample, list) or type(sample) is tuple:

@@ -1,4 +1,4 @@
-"""Errors of samples that a model does not take, once the first ones were taken."""
+"""Errors that name the sample which a model does not take, after the first samples were taken."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ __all__ = ["CheckedBatches", "blaming_samples", "need_forms"]
 class CheckedBatches(ReadAhead[Piece, list[ReadBatch]]):
     """Reader of batches, which are checked as the first samples were where they have another shape.
 
-    An output may take a target of two values, or a prediction for each of two rows, where one was
-    there before, and add them up: no error would tell.
+    Where the first sample had one target or one prediction, a later one may have two: the output may
+    add these up, and no error would tell.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class CheckedBatches(ReadAhead[Piece, list[ReadBatch]]):
         self._known.add(shape)
 
     def _shape(self, batch: Any) -> tuple[Any, ...]:
-        # A collator pads samples to the longest of them: lengths alone are no other shape then.
+        # A collator pads samples to the longest of them: another length alone is no other shape then.
         exact = self._batches.collate is None
         return tuple(tuple(one.shape[1:]) if exact else one.ndim for one in tree.tree_leaves(batch))
 
@@ -92,7 +92,7 @@ class CheckedBatches(ReadAhead[Piece, list[ReadBatch]]):
 def blaming_samples(
     batches: Batches, model: nn.Module, output: ModelOutput, rows: range, *, alone: bool
 ) -> Iterator[None]:
-    """Say of an error which sample the model does not take, where that is why.
+    """Turn an error of the model into one that names the sample which it does not take.
 
     Parameters
     ----------
@@ -100,9 +100,10 @@ def blaming_samples(
     model : nn.Module
     output : ModelOutput
     rows : range
-        Rows that are computed within.
+        Rows that are computed in the ``with`` block.
     alone : bool
-        Whether the model may be asked about single samples: no other rank has a part in it.
+        Whether the model may be run on single samples here; not where other ranks take part in its
+        passes.
 
     Raises
     ------
@@ -129,10 +130,10 @@ def blaming_samples(
 def need_forms(
     batches: Batches, model: nn.Module, output: ModelOutput, rows: Sequence[int]
 ) -> None:
-    """Try one of some samples of each form that the first sample does not have.
+    """Try one sample of each form that the first sample does not have.
 
-    The samples that a fingerprint is over are tried before anything is written: once they are mended,
-    the data set is another one, and could not go on with a split.
+    The samples that go into the fingerprint are tried before anything is written: mending one of them
+    later would change the fingerprint, and the run could not go on with its split.
 
     Raises
     ------

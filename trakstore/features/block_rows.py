@@ -37,10 +37,10 @@ __all__ = ["Columns", "RowComputer"]
 
 log = logging.getLogger("trakstore")
 
-_BLOCKS = 3  # held at once: computed, converted to the stored dtype, written in the background
-_BATCHES = 2  # used, and read ahead
+_BLOCKS = 3  # held at once: one computed, one converted to the stored dtype, one being written
+_BATCHES = 2  # held at once: the one in use, and the one read ahead
 _MANY = 2**31
-_SORTED = 8  # batches of a block at least, where samples are sorted within it
+_SORTED = 8  # batches that a block has at least, where samples are sorted by length within it
 
 Rows = Callable[[Any], FeatureRows]
 
@@ -66,23 +66,21 @@ class RowComputer:
     batch_size : int
         Most samples of a batch.
     pool : int
-        Samples that are read at once: of a batch, or of several where they are sorted by length.
+        Samples that are read at once: a batch, or several where they are sorted by length.
     measured : tuple of int
         Rows of the samples whose need of memory is measured: the longest, where lengths differ much.
     shortest : tuple of int
-        Rows of the shortest samples then.
+        Rows of the shortest samples; empty where lengths do not differ much.
     at_once : float
-        Samples like those measured whose gradients are computed at once; halved when memory does not
-        suffice.
+        Samples like the measured ones that are computed at once; halved when memory runs out.
     need : Need or None
         Bytes that samples of other lengths need, by which more of them are computed at once, or fewer.
     reader : BatchReader
         Reader of the samples, which ``batches`` asks, and that of rows which are compared.
     check : {"some", "all"}
-        Rows of each block that are compared with ordinary backward passes: all, once one was wrong.
+        Rows of each block that are compared with ordinary passes: all of them, once one was wrong.
     labels : LabelDraws or TokenRows, optional
-        Drawer of the labels that samples have in place of their own, or what says which of their tokens
-        are a row.
+        Drawer of labels in place of the samples' own, or the choice of tokens that belong to each row.
     skip_bad_rows : bool
         Whether rows that are not finite come as fill values, with the reason in a column ``skipped``,
         instead of an error.
@@ -91,7 +89,7 @@ class RowComputer:
     distrusted : bool
         Whether all rows are computed by the generic engine: see :meth:`distrust`.
     peaks : Peaks
-        Bytes that samples need, as far as they were counted.
+        Bytes that samples need, as far as they were measured.
     """
 
     engine: FactorisedEngine
@@ -118,15 +116,16 @@ class RowComputer:
 
     @property
     def least_block(self) -> int:
-        """Rows that a block has at least, where they are not asked for."""
+        """Least rows of a block whose size was not asked for."""
         most = min(self.pool, _SORTED * self.batch_size, len(self.ids))
         return max(self.batch_size, most)
 
     def within(self, limit: int, samples: int, block_bytes: int) -> RowComputer:
         """Return the same with as many samples at once as fit in ``limit`` bytes beside the model.
 
-        They are reckoned from what one and two of the first samples need, counted, which every worker
-        finds alike: all compute the same micro-batches.
+        The number follows from tensor bytes of one and of two of the first samples. These are counted
+        rather than measured, so that every worker finds the same number and computes the same
+        micro-batches.
 
         Parameters
         ----------
@@ -146,11 +145,11 @@ class RowComputer:
         one, two = self._peaks(first)
         each = max(1, two - one if samples > 1 else one)
         sample = tensor_bytes(cut(first, 0, 1))
-        # Of a pool, an eighth of the limit is enough: fewer samples are sorted at once then.
+        # Samples that are read take no more than an eighth of the limit: a smaller pool is sorted then.
         pool = min(self.pool, max(self.batch_size, limit // 8 // (_BATCHES * sample)))
         read = _BATCHES * pool * sample
-        # The part of the need that does not grow with the samples may be buffers of a thread, and was
-        # counted on one: each thread may have its own.
+        # Memory that does not grow with the samples may be buffers of a thread. It was counted with one
+        # thread; each may have its own.
         buffers = torch.get_num_threads() * max(0, one - each)
         fixed = buffers + read + _BLOCKS * block_bytes + self.engine.gradient_bytes
         what = f"featurizing one sample at a time (batch_size {self.batch_size}, blocks of "
@@ -162,7 +161,8 @@ class RowComputer:
     def fitting(self, free: int) -> RowComputer:
         """Return the same with as many samples at once as should fit in ``free`` bytes of a GPU.
 
-        It is an estimate: one sample is always tried, and where it was wrong, fewer at once are.
+        It is an estimate: one sample is always tried, and where memory runs out, fewer are computed at
+        once.
         """
         first = self.reader.together(np.array(self.measured))
         one, two = self._peaks(first)
@@ -174,14 +174,14 @@ class RowComputer:
         return replace(self, at_once=max(1, most if need else min(self.at_once, most)), need=need)
 
     def _need(self, sample: int, each: int) -> Need | None:
-        """Measure the shortest samples beside the longest; nothing where all are of like length."""
+        """Measure the shortest samples, to set beside the longest; None where lengths are alike."""
         if not self.shortest:
             return None
         short = self.reader.together(np.array(self.shortest))
         one, two = self._peaks(short)
         size = tensor_bytes(cut(short, 0, 1))
-        # Where what does not grow with the samples hides what they need, it is taken to be in
-        # proportion to their length: less it is not.
+        # Fixed memory may hide what the short samples need. Their need is at least in proportion to
+        # their length, as no part of it grows more slowly.
         return Need((size, max(two - one, -(-each * size // sample))), (sample, each))
 
     def _peaks(self, first: Any) -> tuple[int, int]:
@@ -193,7 +193,6 @@ class RowComputer:
 
     def distrust(self, doubt: Doubt) -> None:
         """Compute rows without padding from here on; where an engine is doubted, each is compared."""
-        # Whoever computes rows of a split that is doubted, before or after a stop, does it alike.
         if self.reader.padded:
             self.reader.padded = False
             self.batches.forget()
@@ -211,7 +210,7 @@ class RowComputer:
         ----------
         start, stop : int
         then : tuple of int, optional
-            Rows that will be asked for next, whose first samples are read meanwhile.
+            Rows that will be asked for next: their first samples are read in the background.
 
         Raises
         ------
@@ -228,7 +227,7 @@ class RowComputer:
         self.engine.apart.begin()
         padded = self.reader.padded
         parts, order = self._parts(pieces, following, generic=generic)
-        # All that was given to a GPU up to here: who calls ``finish`` waits for that and no more.
+        # An event behind all that the GPU was given so far: ``finish`` waits for that and no more.
         ready = gpu_done()
         while not self._right(parts, order, generic=generic):
             # Without padding, the same engine has another try.
@@ -256,7 +255,7 @@ class RowComputer:
     ) -> tuple[list[dict[str, Tensor]], RowOrder]:
         """Compute the columns of a block, in parts, and return them with the order of their rows.
 
-        Samples that come next are read meanwhile.
+        The samples that come next are read in the background.
         """
         parts, order = list[dict[str, Tensor]](), RowOrder()
         for _, batches in self.batches.through(pieces, following):
@@ -267,7 +266,7 @@ class RowComputer:
         return parts, order
 
     def _rows_of(self, own: NDArray[np.int64]) -> Rows:
-        """Return the engine's rows; by one forward pass a sample, where all of its draws are there."""
+        """Return the engine's function: that for all draws at once, where rows hold whole samples."""
         draws = self._draws
         if draws == 1 or len(own) % draws or (own[::draws] % draws).any():
             return self.engine.rows
@@ -276,7 +275,8 @@ class RowComputer:
         return self._together if whole else self.engine.rows
 
     def _together(self, batch: Any) -> FeatureRows:
-        # Where memory does not suffice for all draws of a sample at once, they are samples like others.
+        # A part that was made smaller for lack of memory may not hold all draws of its samples: its
+        # rows are then computed as separate samples.
         draws = self._draws
         whole = batch_size(batch) % draws == 0
         return self.engine.rows(batch, draws=draws) if whole else self.engine.rows(batch)
@@ -296,8 +296,8 @@ class RowComputer:
     def _right(
         self, parts: list[dict[str, Tensor]], order: RowOrder, *, generic: bool = False
     ) -> bool:
-        """Check a block: a wrong one makes all others doubted, and compared in all rows."""
-        gpu_done()()  # the parts are read here, and may still be on their way
+        """Check a block; a wrong one puts all others in doubt, and later ones are fully compared."""
+        gpu_done()()  # the parts may still be on their way from the GPU
         features = torch.cat([part[layout.FEATURES] for part in parts])
         block = ComputedBlock(
             self.engine, self.where, features, order, self._read, self.reader.padded
@@ -350,12 +350,12 @@ class RowComputer:
                 self._halve(batch, min(most, size))
 
     def _most(self, batch: Any) -> int:
-        """Return how many samples of a batch are computed at once: all draws of some, if it can be."""
+        """Return how many samples of a batch to compute at once: all draws of some, if possible."""
         most = max(1, int(self.at_once * self._lightness(batch)))
         return most - most % self._draws if most > self._draws else most
 
     def _lightness(self, batch: Any) -> float:
-        """Return how many samples of a batch need what one of those measured needs."""
+        """Return how many samples of a batch need the memory of one measured sample."""
         if self.need is None:
             return 1.0
         return self.need.of_samples_like(tensor_bytes(cut(batch, 0, 1)))
@@ -373,7 +373,8 @@ class RowComputer:
             if size > 1 and not self.engine.tensor_parallel:
                 return None
             if size > 1:
-                # The others of these samples wait in the middle of a pass, and cannot begin it anew.
+                # The other ranks of this model wait in the middle of the same pass, and cannot begin it
+                # anew.
                 raise MemoryLimitError(
                     f"memory does not suffice for {size} samples at once on this rank "
                     f"({first_line(error)}), and ranks that divide layers cannot go on with fewer: "

@@ -37,10 +37,10 @@ __all__ = [
 
 CheckedRows = Literal["some", "all"]
 
-# Rows of a block for one that is compared. To compare all of them takes 0.4 to 0.9 times as long as the
-# block (`benchmarks/featurize.py blocks`), so that one of 44 costs 2% where it costs most. Blocks of a
-# small split are single batches: the one row that is compared there, alone, takes a tenth as long as a
-# batch of 32. Larger blocks would have as many compared rows, and leave fewer blocks to share out.
+# One row in so many is compared. Comparing all of them takes 0.4 to 0.9 times as long as the block
+# (`benchmarks/featurize.py blocks`), so that one in 44 costs 2% at most. Blocks of a small split are
+# single batches: their one row, compared alone, takes a tenth of the time of a batch of 32. Larger
+# blocks would compare the same share, and leave fewer blocks to share out.
 _EACH = 44
 _MORE = 3  # times the rounding of the compared rows themselves
 
@@ -53,7 +53,7 @@ def checked_rows(
     Parameters
     ----------
     usable : ndarray of bool, shape (stop - start,), optional
-        Rows that can be compared: others stand in for those of the chosen ones that cannot.
+        Rows that can be compared; these replace chosen rows that cannot.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def checked_rows(
 
 
 def signs_of(rows: NDArray[np.int64]) -> Tensor:
-    """Draw a sign for each row: which one depends on all rows that are compared with it."""
+    """Draw a sign for each row, from a generator that all of the compared rows seed."""
     signs = _generator(*rows.tolist()).choice([-1.0, 1.0], len(rows))
     return torch.from_numpy(signs).float()
 
@@ -113,20 +113,20 @@ def difference(
     Raises
     ------
     NumericsError
-        When every sample has another output together with the others than alone, in every batch.
+        When every sample's output in a batch differs from its output alone, in every batch.
     """
     samples, projector = engine.samples(batch), engine.projector
     together = _signed(samples, projector, signs)
     if _relative(signs @ features - together, features) <= engine.tolerance:
         return None
     alone = features_alone(samples, projector)
-    # One by one and together the same backward passes must give the same sum, but for rounding; these
-    # samples' own rounding is also what their features are allowed.
+    # Two computations of the same sum: they differ by rounding unless samples see one another. The
+    # rounding seen here is also what the features are allowed.
     mixed = _relative(signs @ alone - together, alone)
     if mixed > most_tolerance(samples):
-        # Where some samples differ in some batches, as by an `if` on all of them, rows are right that
-        # were computed alone. Where all do in every batch, as by batch statistics, one sample alone is
-        # not what this model is of.
+        # If samples differ in some batches only (an `if` on all of them), rows that were computed alone
+        # are right. If all differ in every batch (batch statistics), the model is a function of
+        # batches, and one sample alone has no gradient in it.
         if engine.apart.always and engine.all_differ(batch):
             raise NumericsError(
                 f"{where}: samples that are computed together have other gradients than each of them "

@@ -187,12 +187,12 @@ class _FeatureWriter:
             featurize(model, first, place, **{**asked, **chosen, **alone})
             made = find_store(place)
             if there is not None and made is not None:
-                # The scale of these few samples is another, and that of the store counts.
+                # These few samples would have another scale: that of the store counts.
                 same = replace(made.spec, scale=there.spec.scale)
                 check_equal(there.spec, same, str(there.location))
 
     def _chosen(self, args: Any, model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Keywords of featurize: as the Trainer has it, but for what was asked for."""
+        """Return keywords of featurize: the Trainer's settings, below those that were asked for."""
         loader = given.get("train_dataloader")
         own: dict[str, Any] = {
             "device": str(next(model.parameters()).device),

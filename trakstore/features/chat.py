@@ -1,4 +1,4 @@
-"""Conversations as rows of tokens, of which the assistant's count; and what may be wrong with rows."""
+"""Conversations as rows of tokens in which the assistant's count, and a search for wrong rows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def chat_rows(
 ) -> list[dict[str, Tensor]]:
     """Tokenise conversations by a chat template, with labels where the assistant speaks.
 
-    Where the template marks the assistant's tokens (``{% generation %}``), the marks are taken. Where
-    it does not, each of the assistant's turns is what the template adds to the turns before it, behind
+    Where the template marks the assistant's tokens (``{% generation %}``), the marks are used. Where it
+    does not, a turn of the assistant is all that the template adds for it after the turns before it and
     the prompt for an answer.
 
     Parameters
@@ -42,7 +42,7 @@ def chat_rows(
     -------
     list of dict of Tensor
         ``input_ids``, and ``labels`` that are -100 outside of the assistant's turns, each of shape
-        (length,). A collator must keep the labels, as ``DataCollatorForSeq2Seq(tokenizer,
+        (length,). A collator must keep these labels, as ``DataCollatorForSeq2Seq(tokenizer,
         label_pad_token_id=-100)`` does; ``DataCollatorForLanguageModeling`` makes others.
 
     Raises
@@ -84,7 +84,7 @@ def chat_rows(
 
 
 def _marked(turns: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Tokens of a conversation, and the template's own marks; no marks where it has none."""
+    """Return the tokens of a conversation, and the template's own marks; no marks where it has none."""
     if not re.search(r"\{%[-+]?\s*generation\b", tokenizer.chat_template):
         return [], []
     made = tokenizer.apply_chat_template(
@@ -94,13 +94,13 @@ def _marked(turns: Any, tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _by_turns(turns: Any, tokenizer: Any, number: int) -> tuple[list[int], list[int]]:
-    """Tokens of a conversation, and which of them a turn of the assistant added."""
+    """Return the tokens of a conversation, and which of them a turn of the assistant added."""
     ids = _tokens(turns, tokenizer)
     counted = [0] * len(ids)
     for at, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        # Some templates write nothing of no turns, and fail: then the assistant's turn begins the row.
+        # Some templates write nothing, or fail, for no turns: then the assistant's turn begins the row.
         before = _tokens(turns[:at], tokenizer, prompt=True) if at else []
         after = _tokens(turns[: at + 1], tokenizer)
         if ids[: len(before)] != before or ids[: len(after)] != after:
@@ -174,13 +174,13 @@ def count_tokens(dataset: Any, tokenizer: Any = None) -> TokenCounts:
     dataset : map-style data set
         Dicts with ``input_ids``, and ``labels`` and ``attention_mask`` where there are such.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
-        Knows the beginning- and end-of-sequence tokens; without it, neither doubled starts nor cut
-        rows are looked for.
+        Tells the beginning- and end-of-sequence tokens; without it, neither doubled starts nor cut rows
+        are looked for.
 
     Raises
     ------
     TrakStoreError
-        For a data set of other rows.
+        For a data set whose samples are no such dicts.
 
     Examples
     --------
@@ -211,7 +211,7 @@ def count_tokens(dataset: Any, tokenizer: Any = None) -> TokenCounts:
 
 
 def _row(sample: Any, index: int) -> tuple[Tensor, Tensor]:
-    """Tokens and labels of a sample, without padding."""
+    """Return tokens and labels of a sample, without padding."""
     if not isinstance(sample, Mapping) or "input_ids" not in sample:
         got = sorted(sample) if isinstance(sample, Mapping) else type(sample).__name__
         raise TrakStoreError(f"row {index} needs 'input_ids', got {got}")

@@ -1,4 +1,4 @@
-"""A block of features that were computed, beside samples of it that are read once more."""
+"""A block of computed features, some of which are compared with samples that are read again."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ComputedBlock:
 
     @cached_property
     def _finite(self) -> NDArray[np.bool_]:
-        """Features that are finite: their norms are, which are taken in float64."""
+        """Rows that are finite, by their norms in float64, which do not overflow."""
         norms = torch.linalg.vector_norm(self.features, dim=1, dtype=torch.float64)
         return np.asarray(norms.isfinite())
 
@@ -79,10 +79,9 @@ class ComputedBlock:
         return int(self.order.rows.min())
 
     def agrees(self, check: CheckedRows, most: int) -> bool:
-        """Compare some rows, or each, with ordinary backward passes, ``most`` of them at once.
+        """Compare some rows, or all, with ordinary backward passes, ``most`` of them at once.
 
-        Rows that are not finite are not among them: they are refused, or skipped, by themselves when
-        they are stored.
+        Rows that are not finite are left out: they are refused, or skipped, when they are stored.
         """
         if check == "all":
             return all(map(self._each_is_alone, self._each(most)))

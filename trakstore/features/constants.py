@@ -1,11 +1,12 @@
-"""Layers that are given no samples: positions, class tokens, what is computed of weights alone.
+"""Layers that are given no samples: positions, class tokens, values made from weights alone.
 
-Their outputs are the same for every sample. Where the model gives them no batch dimension (a position
-embedding of ``arange``), their gradients would come summed over the batch: such outputs are repeated
-for each sample before the model goes on. Where the model has a row for each sample already, as of zeros
-of shape (batch, time), the rows are counted on as the samples'. Passes of one and of two samples tell
-which. A model that cannot go on with repeated ones (T5's biases of positions, which it permutes) keeps
-its own, as what is derived of parameters: they are repeated where they meet the samples.
+Their outputs are the same for every sample. Without a batch dimension (a position embedding of
+``arange``), their gradients would arrive summed over the batch: such outputs are repeated for each
+sample before the model goes on. Where the model makes a row for each sample itself (an embedding of
+zeros of shape (batch, time)), these rows are taken as the samples'. Passes with one and with two
+samples tell the two cases apart. A model that cannot go on with repeated outputs (T5 permutes its
+position biases) keeps its own, which are treated as derived from parameters: they are repeated where
+they meet the samples.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def find_constants(
             forward(batch, partial(_note, shapes), Following(count))
         except torch.OutOfMemoryError:
             raise
-        except FAILURES as error:  # the model cannot have it, or is broken, which others will say
+        except FAILURES as error:  # the model is broken, or cannot be watched: a later check tells
             raise Untrusted(names, f"of an error ({error})") from error
     constants: Constants = {}
     for key in one.keys() & two.keys():
@@ -69,7 +70,7 @@ def find_constants(
 
 
 def derived_instead(constants: Constants, names: Set[str]) -> bool:
-    """Leave repeated constants of some parameters to the model as they are; tell if there were any."""
+    """Leave some parameters' repeated constants as the model has them; tell whether there were any."""
     repeated = [
         key for key, how in constants.items() if how == "repeated" and not names.isdisjoint(key[0])
     ]
@@ -85,7 +86,7 @@ def _note(
     output: Tensor,
     mark: Mark,
 ) -> Tensor:
-    """Note the shape of a layer's output that has no samples; see :class:`.recording.Recorder`."""
+    """Note the shape of an output that has no samples; an observer of :class:`.recording.Recorder`."""
     if mark is Unplaced.FREE:
         shapes[key] = output.shape
     return output

@@ -1,4 +1,4 @@
-"""Splits that are written of another split's samples: with drawn labels, or with rows for tokens."""
+"""Splits made from another split's samples: with drawn labels, or with a row for each token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MADE_OF = {
 
 
 def need_own_names(datasets: Mapping[str, Any]) -> None:
-    """Raise unless no data set has a name that such a split is given.
+    """Raise if a data set has the name of such a split.
 
     Raises
     ------
@@ -68,14 +68,14 @@ def need_same_loss_scale(
 
 
 def draws_by_split(asked: int | Mapping[str, int], datasets: Mapping[str, Any]) -> dict[str, int]:
-    """Return the draws of labels of each split; of the train split where a number was asked for."""
+    """Return the draws of labels of each split; a plain number is for the train split."""
     return _by_split(asked, "train", "draws", "labels are to be drawn for", datasets)
 
 
 def runs_by_split(
     asked: int | Mapping[str, int], datasets: Mapping[str, Any], output: ModelOutput
 ) -> dict[str, int]:
-    """Return the tokens of a row of each split; of the test split where a number was asked for.
+    """Return the tokens of a row of each split; a plain number is for the test split.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The device of a worker, on which it computes the same in every run."""
+"""The device of a worker, set so that every run computes the same bits."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _usable(asked: str) -> torch.device:
 
 
 def device_of(model: nn.Module, asked: str | None) -> torch.device:
-    """Return the device of a worker's batches: that of the first layer of a model that is spread.
+    """Return the device for a worker's batches: of a spread model, that of its first layer.
 
     Raises
     ------
@@ -92,9 +92,9 @@ def device_of(model: nn.Module, asked: str | None) -> torch.device:
 def need_one_device(model: nn.Module) -> None:
     """Raise a :class:`TrakStoreError` unless all of a model is on one device, with its numbers.
 
-    Each worker computes whole gradients of its samples. A model that is spread over devices would be
-    moved to one, where it does not fit, unless accelerate spread it, whose hooks move activations; one
-    on ``meta``, or offloaded, has no numbers there.
+    Each worker computes whole gradients of its samples, so that the model must be on one device, and is
+    moved there. A model on several devices would not fit; only if accelerate spread it, its hooks move
+    activations between them. One on ``meta``, or offloaded, has no numbers there.
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if any(device.type == "meta" for device in devices):
@@ -128,10 +128,10 @@ def need_room(model: nn.Module, device: torch.device) -> None:
 
 @contextmanager
 def working_on(device: torch.device, precision: Precision = "float32") -> Iterator[None]:
-    """Have operations on a GPU give the same bits in every run, and products be of a precision.
+    """Have a GPU give the same bits in every run, and compute products in one precision.
 
-    Convolutions are otherwise computed in TF32, which has 10 bits, and by whichever algorithm is fast;
-    what a process has set for products of matrices does not count. All settings are put back.
+    Without this, convolutions use TF32, which has 10 bits, and whichever algorithm is fastest; products
+    of matrices use what the process has set. All settings are put back.
     """
     tf32 = precision == "tf32"
     with matrix_products(tf32=tf32):
@@ -161,7 +161,7 @@ def _same_bits(device: torch.device, tf32: bool) -> Iterator[None]:
 
 
 def check_determinism(device: torch.device, run: Callable[[], Any]) -> None:
-    """Try whether a pass can have the same bits in every run; else say so, and let it be.
+    """Try whether a pass can have the same bits in every run; if not, warn and allow it.
 
     Parameters
     ----------

@@ -3,8 +3,8 @@
 Row i·draws + d of a split ``train~sampled`` is sample i with the labels of draw d. A draw is a function
 of the seed, the sample's id, the number of the draw and the position, so that it is the same for any
 number of workers. Labels are drawn by one forward pass of each batch, from what each sample predicts
-alone, and are data from then on: were they drawn again for the comparison with ordinary passes,
-rounding could draw others.
+alone, and are then data: if the comparison with ordinary passes drew them again, rounding might give
+others.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SAMPLES = 1 << 20  # no limit
 
 @dataclass(frozen=True)
 class Repeated:
-    """A map-style data set in which each sample comes ``times`` times, one after the other."""
+    """A map-style data set in which each sample comes ``times`` times in a row."""
 
     dataset: Any
     times: int
@@ -75,7 +75,7 @@ class LabelDraws:
     draws, seed : int
         Rows of each sample, and the number that all draws follow from.
     at_once : int
-        Samples that the model is asked for at once; halved when memory does not suffice.
+        Samples in one forward pass; halved when memory does not suffice.
     sharding : Sharding
         Spread of the model over ranks.
     loss_scale : {"", "root"}
@@ -94,12 +94,11 @@ class LabelDraws:
     _own: OwnPredictions = field(init=False)
 
     def __post_init__(self) -> None:
-        # A draw of a sample is its own: it depends neither on the samples beside it nor on how many
-        # of them there are.
+        # The draw of a sample depends neither on the samples beside it nor on how many there are.
         self._own = OwnPredictions(self.model, self.output, self.sharding)
 
     def forget(self, at_once: int) -> None:
-        """Let go of the labels that were drawn: another block begins, with so many samples at once."""
+        """Drop the labels that were drawn: another block begins, with ``at_once`` samples at once."""
         self._kept.clear()
         self.at_once = min(self.at_once, at_once)
 

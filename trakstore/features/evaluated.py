@@ -1,4 +1,4 @@
-"""A model in eval mode on a device, free of what others put around its forward."""
+"""A model in eval mode on a device, without wrappers around its forward."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _exact(device: str = "cpu") -> torch.autocast:
 
 @contextmanager
 def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a model in eval mode on a device; put every module's mode, and the device, back.
+    """Put a model in eval mode on a device; restore every module's mode, and the device, at the end.
 
-    Inference mode and autocast around the call do not count within, nor does the autocast that
-    accelerate wraps a trained model's forward in. What ``torch.compile`` made of parts of the model is
-    called as it was before: compiled code is not to be watched.
+    Inference mode and autocast of the caller are off within, and so is the autocast that accelerate
+    wraps around a trained model's forward. Parts that ``torch.compile`` made run uncompiled: compiled
+    code cannot be watched.
 
     Raises
     ------
@@ -50,8 +50,8 @@ def evaluated(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Call all that is compiled as it was before."""
-    # Only who has compiled something has the compiler, which takes seconds to import.
+    """Run everything that is compiled as if it were not."""
+    # Only a process that has compiled something has the compiler, which takes seconds to import.
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -61,7 +61,7 @@ def _uncompiled() -> Iterator[None]:
 
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Give a model its own forward, in place of the one under autocast that accelerate gave it."""
+    """Give a model its own forward, in place of accelerate's wrapper with autocast."""
     wrapped = model.__dict__.get("forward")
     own = model.__dict__.get("_original_forward")
     if wrapped is None or own is None:

@@ -1,4 +1,4 @@
-"""A model that is called with other tensors in place of its parameters, and is as it was afterwards."""
+"""A model that runs with other tensors in place of its parameters, and gets its own back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["exchanged"]
 def exchanged(model: nn.Module, others: Mapping[int, Tensor]) -> Iterator[None]:
     """Put other tensors in place of parameters, wherever a model holds these; put all back at the end.
 
-    ``torch.func.functional_call`` goes by names. A module that is registered under two of them has
-    its parameters exchanged twice there, and gets the other tensors back as its own: here each module
-    is visited once.
+    ``torch.func.functional_call`` goes by names: a module registered under two of them has its
+    parameters exchanged twice, and gets the other tensors back as its own. Here each module is visited
+    once.
 
-    Buffers that the forward assigns anew are put back too: what it makes under ``vmap`` is dead as soon
-    as that ends, and the next pass could not read it.
+    Buffers that the forward assigns anew are put back too: a tensor made under ``vmap`` is dead when
+    that ends, and the next pass could not read it.
 
     Parameters
     ----------

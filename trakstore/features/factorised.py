@@ -4,16 +4,16 @@ One forward pass watched by :class:`~trakstore.features.recording.Recorder`, and
 that stops at the first layers and never computes a gradient of a weight. As soon as a layer's output
 gradient is there, the layer's part of the features is added, and both factors are dropped.
 
-A layer is only cut into samples where their place was followed through every function of the pass; a
-parameter that autograd's graph reaches by another way than through a known layer, in any batch, goes
-through the generic engine in that batch. And the first samples are compared with ordinary backward
-passes: parameters that are not seen, or wrong there, go through the generic engine always. So the
-features are the same for any model.
+A layer is cut into samples only where their place was followed through every function of the pass. A
+parameter that autograd's graph reaches other than through a known layer, in any batch, goes through the
+generic engine in that batch. And the first samples are compared with ordinary backward passes:
+parameters that are not seen, or wrong there, go through the generic engine always. So the features are
+the same for any model.
 
-Batches of one shape are not replayed as a CUDA graph. A replay goes through no Python: what the model's
-own code decides by a counter, a cache or a flag would stay as it was in the batch that was captured,
-samples would not be followed, and nobody would see an activation that is changed in place. Of that only
-the few rows that are compared in each block would tell.
+Batches of one shape are not replayed as a CUDA graph, because a replay runs no Python: whatever the
+model's own code decides by a counter, a cache or a flag would stay as it was in the captured batch,
+samples would not be followed, and an activation that is changed in place would go unnoticed. Only the
+few rows that are compared in each block could show such an error.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class FactorisedEngine(GenericEngine):
     Parameters
     ----------
     model, output, parameters, projector, sharding
-        As of :class:`GenericEngine`.
+        As in :class:`GenericEngine`.
 
     Attributes
     ----------
@@ -89,7 +89,8 @@ class FactorisedEngine(GenericEngine):
         sharding: Sharding = WHOLE,
     ) -> None:
         super().__init__(model, output, parameters, projector, sharding)
-        # No gradient of a weight is computed here that a hook on it could see, or change.
+        # A hook on a weight could see or change its gradient, and the layers' way computes none: such
+        # weights go through the generic engine.
         self._names = {n for n, p in self._parameters.items() if not p._backward_hooks}
         self._all_parameters = sharding.groups(model)
         every = (one for same in self._all_parameters for one in same)
@@ -126,7 +127,7 @@ class FactorisedEngine(GenericEngine):
                 raise
             except Untrusted as doubt:
                 doubtful |= self._doubted(doubt)
-            except FAILURES as error:  # a fault of the model's own comes up in the other engine
+            except FAILURES as error:  # the other engine raises a fault of the model itself again
                 self._warn(self._names, f"of an error ({first_line(error)})")
                 doubtful = frozenset(self._names)
             else:
@@ -156,7 +157,7 @@ class FactorisedEngine(GenericEngine):
     ) -> FeatureRows:
         """Add the features of all other parameters to those of known layers.
 
-        Where samples see one another in this batch, all are those of each sample alone.
+        Where samples see one another in this batch, all features are computed one sample at a time.
         """
         rest = [n for n in self._parameters if n not in self._names or n in doubtful]
         apart: RowOutputs | None = None
@@ -186,8 +187,9 @@ class FactorisedEngine(GenericEngine):
     def _of_parts(self, batch: Any, count: int) -> RowOutputs:
         """Compute outputs of a batch in parts, each by itself.
 
-        One sample a part shows all that samples see of one another. Halves show less, and are taken
-        where rows are sent to experts: as many passes through all of those would take too long.
+        One sample a part shows all that samples see of one another. Where rows are sent to experts,
+        halves are taken, which show less: a pass for each sample through all experts would take too
+        long.
         """
         size = batch_size(batch)
         with torch.no_grad():
@@ -220,7 +222,7 @@ class FactorisedEngine(GenericEngine):
             )
 
     def _at_once_of(self, draws: int) -> int:
-        """Return the draws that a forward pass serves: one where hooks of the model see its answers."""
+        """Return the draws that share a forward pass: one where hooks of the model see its answers."""
         model = self._model
         hooked = model._forward_hooks or model._forward_pre_hooks
         return 1 if hooked or isinstance(model, torch.jit.ScriptModule) else draws
@@ -247,12 +249,19 @@ class FactorisedEngine(GenericEngine):
         outs_of: Sequence[OutOf],
         without: Set[str] = frozenset(),
     ) -> tuple[list[RowOutputs], dict[str, Set[str]], Contacts]:
-        """Add the projections of known layers' parameters where ``outs_of`` say, but of some.
+        """Add the projections of known layers' parameters, except ``without``, where ``outs_of`` say.
 
         The batches are the same samples with other labels: one forward pass serves all of them.
 
-        Gives the outputs, by the reason the parameters that were left out, since their gradients
-        cannot be cut into those of samples in this batch, and how samples may see one another.
+        Returns
+        -------
+        list of RowOutputs
+            Outputs of each batch.
+        dict of str to set of str
+            Parameters that were left out in this batch, by the reason: their gradients cannot be cut
+            into those of samples.
+        Contacts
+            Ways in which samples may have seen one another.
         """
         following = Following(batch_size(batches[0]), self._kept)
         tape = Tape(following, self._constants, projector, outs_of[0], self._counts)
@@ -264,10 +273,10 @@ class FactorisedEngine(GenericEngine):
             else:
                 rows = recorder.outputs_of_draws(self._output, self._model, batches)
             self.autocast = self.autocast or recorder.autocast
-            # The graph behind the outputs, with all known layers stepped over: a parameter that it
-            # still leads to is used in a way that no layer accounts for, and has another gradient
-            # besides. What a torch.autograd.Function hides from the graph may be any that was used
-            # while gradients were off.
+            # This is the graph behind the outputs, with all known layers stepped over. A parameter that
+            # it still leads to is used in a way that no layer accounts for, and has a further gradient.
+            # A torch.autograd.Function may hide from the graph any parameter that was used while
+            # gradients were off.
             tops: list[Node | None] = [*recorder.tops] or [one.output.grad_fn for one in rows]
             ends = reached(tops, tape.passed)
             unknown = {names[id(n.variable)] for n in ends.leaves if id(n.variable) in names}  # type: ignore[attr-defined]
@@ -284,7 +293,7 @@ class FactorisedEngine(GenericEngine):
         return outputs, doubtful, Contacts.of(following, ends.functions)
 
     def _prepare(self, first: Any) -> None:
-        """Send to the generic engine for ever what is unknown, or wrong, in the first samples."""
+        """Send for good to the generic engine what is unknown, or wrong, in the first samples."""
         need_graph(self._output, self._model, first)
         need_alike(self._model, self._output, self._parameters, first, self._sharding)
         truth = Truth.of(self.samples(first), self.projector)
@@ -293,8 +302,8 @@ class FactorisedEngine(GenericEngine):
             self._constants = find_constants(self._forward, first, frozenset(self._names))
         except Untrusted as doubt:
             self._exclude(set(self._names), doubt.reason)
-        # One round more each time that something was sent away: what was wrong before may have hidden
-        # what is wrong besides, and those that are left must be right without it.
+        # Every exclusion calls for another round: what was wrong before may have hidden other errors,
+        # and the parameters that are left must be right by themselves.
         while self._names:
             try:
                 wrong = self._wrong(first, truth)
@@ -308,9 +317,9 @@ class FactorisedEngine(GenericEngine):
             self._exclude(wrong, reason)
 
     def _counts(self, piece: Piece) -> bool:
-        """Tell whether this rank adds a piece that comes of a gradient which all ranks have whole."""
+        """Tell whether this rank adds a piece of a gradient that every rank has whole."""
         span = self._spans.get(piece.name)
-        # Rows that an index picks are of all tokens, whichever rows of the weight a rank has.
+        # Rows that an index picks come from all tokens, whichever rows of the weight a rank has.
         divided = span is not None and (span.dim == 1 or not isinstance(piece, Gathered))
         return divided or self._sharding.counts(piece.name)
 
@@ -329,12 +338,12 @@ class FactorisedEngine(GenericEngine):
 
     @property
     def _repeated(self) -> set[str]:
-        """Parameters of layers whose outputs are given another shape than the model's own."""
+        """Parameters of layers whose outputs are repeated for each sample."""
         repeated = [names for (names, _), how in self._constants.items() if how == "repeated"]
         return {name for names in repeated for name in names} & self._names
 
     def _wrong(self, first: Any, truth: Truth) -> set[str]:
-        """Return parameters whose sketches disagree with the truth; all where only their sum does."""
+        """Return parameters whose sketches disagree with the truth; all if only the sum does."""
         sketches: dict[str, Tensor] = {}
 
         def sketch_of(name: str, device: torch.device | None = None) -> Tensor:
@@ -364,10 +373,10 @@ class FactorisedEngine(GenericEngine):
 
 
 def _draw_of(batch: Any, draw: int, draws: int) -> Any:
-    """Return the rows of one draw, where each sample's come one after the other."""
+    """Return the rows of one draw, from a batch in which a sample's draws follow one another."""
     return batch if draws == 1 else tree.tree_map(lambda tensor: tensor[draw::draws], batch)
 
 
 def _interleaved(parts: Sequence[Tensor]) -> Tensor:
-    """Put the rows of draws back, those of a sample one after the other."""
+    """Join the rows of draws, so that those of a sample follow one another."""
     return parts[0] if len(parts) == 1 else torch.stack(list(parts), 1).flatten(0, 1)

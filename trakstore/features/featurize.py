@@ -165,7 +165,7 @@ def featurize(
         with _prepared(job, store, epoch, own, worker, steps, scale) as (task, line):
             if worker.leads:
                 warn_of_twins(task.writer.split, set())
-            done = do_share(task, worker, line) + help_others(task, worker, line)
+            done = task.added + do_share(task, worker, line) + help_others(task, worker, line)
     done = replace(done, prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
@@ -268,7 +268,7 @@ def featurize_job(
                         warn_of_twins(task.writer.split, twins)
                     if duty is do_share:
                         note_rest(job, task, worker, chosen)
-                    done += replace(duty(task, worker, line), prepared=task.prepared)
+                    done += task.added + replace(duty(task, worker, line), prepared=task.prepared)
     return done.within(time.monotonic() - began)
 
 

@@ -1,4 +1,4 @@
-"""Hashes of a checkpoint and of a data set: origins of features, in short."""
+"""Hashes of a checkpoint and of a data set, by which a store knows what its features came from."""
 
 from __future__ import annotations
 
@@ -44,23 +44,22 @@ _PARTS: Mapping[torch.layout, tuple[str, ...]] = {  # of sparse tensors
     torch.sparse_csc: _COLUMNS,
     torch.sparse_bsc: _COLUMNS,
 }
-# Objects whose repr is all that they hold, as tables have them; others may be told by their address.
+# Objects whose repr holds all of their value; that of other objects may hold an address.
 _VALUES = (date, time, timedelta, Decimal, PurePath, UUID)
 _SAMPLES = 32  # part of the format: another number would make other hashes of the same data
 
 
 class Weights(NamedTuple):
-    """Hashes of a checkpoint: one to name it by, and one that is quick to take again.
+    """Hashes of a checkpoint: one that names it, and one that is quick to compute again.
 
     Attributes
     ----------
     hash : str
         SHA-256 over all parameters and buffers: canonical names, dtypes, shapes, bytes. A model that is
-        spread over ranks has the hash that it has as a whole, so that any number of ranks can go on
-        with a store. All ranks take it at once, and one tensor at a time is gathered.
+        spread over ranks has the hash of the whole model, so that any number of ranks can go on with a
+        store. All ranks compute it together, one gathered tensor at a time.
     checksum : int
-        CRC-32 of what this rank holds, which tells every chance change, if not one that is made to
-        deceive.
+        CRC-32 of what this rank holds: it shows every accidental change, but not one made to deceive.
     """
 
     hash: str
@@ -68,7 +67,7 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module) -> Weights:
-        """Take both, and read the weights once for that."""
+        """Compute both in one reading of the weights."""
         digest, checksum = hashlib.sha256(), 0
         for head, tensor in _headed_tensors(model):
             whole, own = whole_tensor(tensor), local_part(tensor)
@@ -114,9 +113,9 @@ def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
     """Return the number of samples, and SHA-256 over some of them and all ids.
 
-    The samples are those of :func:`sampled_rows`, 32 at most: data that are longer, shorter, in
-    another order or of other files are told from these, while a change of single samples that are
-    not among the 32 is not seen.
+    At most 32 samples are hashed, those of :func:`sampled_rows`. Data that are longer, shorter, in
+    another order or from other files have another fingerprint; a change of a single sample outside
+    these is not noticed.
 
     Raises
     ------
@@ -137,7 +136,7 @@ def dataset_fingerprint(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
 
 
 def whole_digest(dataset: Any, ids: np.ndarray[Any, Any]) -> str:
-    """Return SHA-256 over all samples and all ids: no change of a sample goes unseen."""
+    """Return SHA-256 over all samples and all ids, which every change of a sample alters."""
     digest = hashlib.sha256()
     for index in range(dataset_rows(dataset)):
         digest.update(_sample_hash(read_sample(dataset, index, ids)))
@@ -152,7 +151,7 @@ def _id_bytes(ids: np.ndarray[Any, Any]) -> bytes:
 
 
 def _hashed_twice(dataset: Any, ids: np.ndarray[Any, Any]) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield positions of chosen samples, and hashes of each as it is read once and once more."""
+    """Yield positions of chosen samples, and the two hashes of each from two readings."""
     chosen, stream = sampled_rows(dataset), _stream(dataset)
 
     def hashed(index: int) -> bytes:
@@ -161,22 +160,22 @@ def _hashed_twice(dataset: Any, ids: np.ndarray[Any, Any]) -> Iterator[tuple[int
     if stream is None:
         yield from ((index, hashed(index), hashed(index)) for index in chosen)
         return
-    stream.restart()  # what is held would be the same object
+    stream.restart()  # samples that the stream still holds would be the same objects again
     first = list(map(hashed, chosen))
     stream.restart()
     yield from zip(chosen, first, map(hashed, chosen), strict=True)
 
 
 def _stream(dataset: Any) -> Streamed | None:
-    """Return the stream that a data set is, or is a part of."""
+    """Return the stream that a data set is, or is a subset of."""
     whole = dataset.dataset if isinstance(dataset, Subset) else dataset
     return whole if isinstance(whole, Streamed) else None
 
 
 def sampled_rows(dataset: Any) -> list[int]:
-    """Choose samples of a data set that stand for all: see :func:`hashed_rows`.
+    """Choose the samples that stand for a data set: those of :func:`hashed_rows`.
 
-    Of a stream they are the first ones, since a single pass must not begin with the last.
+    Of a stream the first ones are taken, since one pass reads it in order.
     """
     rows = number_of_samples(dataset)
     return hashed_rows(rows if _stream(dataset) is None else min(rows, _SAMPLES))
@@ -212,14 +211,14 @@ def dataset_rows(dataset: Any, name: str = "the data set") -> int:
 
 
 def _gives_by_index(dataset: Any) -> bool:
-    """Tell whether it has a ``__getitem__`` of its own: torch's base class has one that fails."""
+    """Tell whether a data set has its own ``__getitem__``: that of torch's base class only fails."""
     given = getattr(type(dataset), "__getitem__", None)
     return given is not None and given is not Dataset.__getitem__
 
 
 def _sample_hash(sample: Any) -> bytes:
     if isinstance(sample, Mapping):
-        sample = dict(sample)  # a mapping of any class is the sample that a dict of it is
+        sample = dict(sample)  # a mapping of any class hashes as the dict with the same entries
     leaves, structure = tree.tree_flatten(sample)
     digest = hashlib.sha256(str(structure).encode())
     for leaf in leaves:
@@ -236,7 +235,7 @@ def _leaf_bytes(leaf: Any) -> bytes:
         return repr(leaf).encode()
     try:
         array = np.asarray(leaf)
-    except ValueError:  # an object that is iterated into parts of several sizes
+    except ValueError:  # an object that numpy iterates, into parts of several sizes
         array = np.empty(1, dtype=object)
     if array.dtype.kind == "O" and callable(getattr(leaf, "to_dict", None)):  # a graph, for one
         return _sample_hash(leaf.to_dict())

@@ -18,15 +18,15 @@ from trakstore.planning import ranges
 __all__ = ["first_outputs", "first_samples"]
 
 _PROBE = 2  # rows that are computed before anything is written
-_TRIED = 64  # rows among which good ones are looked for
+_TRIED = 64  # rows at most that are searched for good ones
 
 
 def first_samples(
     job: Job, output: ModelOutput, batches: Batches, count: int
 ) -> tuple[tuple[int, int], Any, int | None]:
-    """Choose rows that are computed first of all; return them, their batch and the number of classes.
+    """Choose the rows that are computed first; return them, their batch and the number of classes.
 
-    They are the first ones; where bad rows are skipped, the first of some that are good.
+    These are the first rows; where bad rows are skipped, the first good ones.
     """
     windows = list(ranges(min(count, _TRIED if job.skip_bad_rows else _PROBE), _PROBE))
     for window in windows:
@@ -37,7 +37,7 @@ def first_samples(
                 good = not job.skip_bad_rows or _finite(job.model, output, batch)
         except TrakStoreError:
             if window == windows[-1]:
-                raise  # none of those that were tried is good: the last one says why
+                raise  # no good row was found: the error of the last one says why
             continue
         if good:
             break
@@ -45,7 +45,7 @@ def first_samples(
 
 
 def first_outputs(model: torch.nn.Module, output: ModelOutput, batch: Any) -> RowOutputs | None:
-    """Return outputs of the first sample; None where memory does not suffice, which is said later."""
+    """Return outputs of the first sample; None where memory runs out, which a later step reports."""
     sample = copied(cut(batch, 0, 1))
     try:
         with torch.enable_grad():  # some models take gradients themselves

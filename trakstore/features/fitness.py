@@ -1,4 +1,4 @@
-"""Models that have no per-sample gradients as they are: told by the module and by what to do."""
+"""Models that cannot have per-sample gradients as they are: errors name the module and a remedy."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def need_weights(model: nn.Module) -> None:
-    """Raise a :class:`TrakStoreError` for a model in whose place others cannot be computed.
+    """Raise a :class:`TrakStoreError` for a model whose weights cannot be exchanged.
 
-    Scripted and traced models take no other weights than their own, lazy modules may have none yet.
+    Scripted and traced models run with their own weights alone; lazy modules may have none yet.
     """
     if torch.get_default_device().type == "meta":
         raise TrakStoreError(
@@ -51,8 +51,8 @@ def need_weights(model: nn.Module) -> None:
 def need_apart(model: nn.Module) -> None:
     """Raise a :class:`TrakStoreError` for modules in which samples see one another in eval mode too.
 
-    Then no sample has a gradient of its own: a BatchNorm without running statistics takes those of
-    the batch, dynamic quantisation its range.
+    No sample has a gradient of its own then: a BatchNorm without running statistics normalises by those
+    of the batch, dynamic quantisation scales by the batch's range.
     """
     for name, module in model.named_modules():
         if isinstance(module, _BATCH_NORMS) and module.running_mean is None:
@@ -76,10 +76,10 @@ def _named(name: str, module: nn.Module) -> str:
 def fit_modules(model: nn.Module) -> Iterator[None]:
     """Set modules as per-sample gradients need them; set each back as it was.
 
-    All are in eval mode, also those that keep themselves in training mode, and embeddings give dense
-    gradients: the sparse ones that optimisers may want are the same numbers. Layers that add their
-    low-rank weights to others in eval mode, where these have no gradients, do not. Plain tensors that
-    a module keeps meanwhile are taken from it.
+    Every module is in eval mode, even one that keeps itself in training mode. Embeddings give dense
+    gradients, which have the same numbers as the sparse ones that optimisers may want. Low-rank
+    adapters that eval mode would merge into other weights, where they have no gradients, stay apart.
+    Plain tensors that a module keeps during the passes are removed from it.
     """
     with ExitStack() as back:
         for module in model.modules():
@@ -106,7 +106,7 @@ def fit_modules(model: nn.Module) -> Iterator[None]:
 
 
 def _own_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Return what a module's class keeps in it: each attribute, and a copy of a dict or list."""
+    """Return the attributes that a module's class keeps in it, each with a copy if a dict or list."""
     return {
         name: (value, copy(value) if isinstance(value, dict | list) else None)
         for name, value in vars(module).items()
@@ -115,10 +115,10 @@ def _own_attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
 
 
 def _forget(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None:
-    """Take plain tensors from a module, and from its dicts and lists, that it did not have before.
+    """Remove plain tensors that a module, or a dict or list of it, did not have before.
 
-    A forward may keep what it made of its weights. Under the weights of the next checkpoint that would
-    be wrong, and nothing would tell.
+    A forward may cache a value made from its weights. Under the next checkpoint's weights that value
+    would be wrong, and no error would tell.
     """
     for name, value in list(vars(module).items()):
         if isinstance(value, Tensor) and name not in before and name not in _OF_EVERY_MODULE:
@@ -137,12 +137,12 @@ def _forget(module: nn.Module, before: dict[str, tuple[Any, Any]]) -> None:
 
 
 def _tensors_of(values: Iterable[Any]) -> list[int]:
-    """Return which of some values are tensors, by their identities."""
+    """Return the identities of those values that are tensors."""
     return [id(value) for value in values if isinstance(value, Tensor)]
 
 
 def _own_tensors(model: nn.Module) -> list[Tensor]:
-    """Weights of modules that do something of their own when their mode changes."""
+    """Return weights of modules that do something of their own when their mode changes."""
     return [
         tensor
         for module in model.modules()
@@ -153,9 +153,9 @@ def _own_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _evaluate(model: nn.Module, own: list[Tensor]) -> None:
-    """Eval mode by the model's own methods; where that changes weights, by the modules' flags alone."""
+    """Set eval mode by the model's own methods; if these change weights, by flags alone."""
     if any(type(module).train is not nn.Module.train for module in model.modules()):
-        model.train()  # lets go of what modules made of other weights in an earlier evaluation
+        model.train()  # makes modules drop what they cached from other weights in an earlier evaluation
     before = [tensor.detach().clone() for tensor in own]
     model.eval()
     if not all(map(_same_bits, own, before)):
@@ -164,7 +164,7 @@ def _evaluate(model: nn.Module, own: list[Tensor]) -> None:
 
 
 def _return(model: nn.Module, training: bool, own: list[Tensor], values: list[Tensor]) -> None:
-    """Put modules that do something of their own in their mode again, and their weights back."""
+    """Restore the mode of modules that act on a change of it, and the weights that this altered."""
     if own:
         model.train(training)
         _put_back(own, values)
@@ -186,14 +186,14 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 def explained(
     model: nn.Module, output: ModelOutput, batch: Any, samples: str = "the first samples"
 ) -> Iterator[None]:
-    """Say of an error that the model does not take the samples, named so, where that is why."""
+    """Raise instead of an error that the model does not take ``samples``, where that is the cause."""
     try:
         yield
     except (TrakStoreError, torch.OutOfMemoryError):
         raise
     except Exception:
-        # The model by itself is tried on the samples. If it fails too, that is what is said; if it does
-        # not, the error is a fault of this package and stays as it is.
+        # The model alone is run on the samples. If that fails too, its error is raised; if not, the
+        # first error is a fault of this package and stays as it is.
         need_pass(model, output, batch, samples)
         raise
 
@@ -203,7 +203,7 @@ def need_pass(
 ) -> None:
     """Raise a :class:`TrakStoreError` if the model by itself does not take these samples.
 
-    A backward pass holds a gradient of each parameter, which large models may have no memory for.
+    A backward pass holds a gradient of each parameter, for which a large model may leave no memory.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
@@ -241,7 +241,7 @@ def _described(tensor: Tensor) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error; with its kind, where that is not torch's usual one."""
+    """Return the first line of an error, with its kind unless that is torch's usual RuntimeError."""
     line, kind = first_line(error), type(error).__name__
     if line == kind:
         return f"a {kind}"

@@ -1,4 +1,4 @@
-"""Forward passes of a model, in which the places of samples are followed and nothing else is done."""
+"""Forward passes of a model that follow the places of samples, and do nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FollowedPass:
     Attributes
     ----------
     scripted : bool
-        Whether the model has modules of TorchScript, of which nothing is seen.
+        Whether the model has TorchScript modules, inside which samples cannot be followed.
     """
 
     def __init__(self, model: nn.Module, sharding: Sharding = WHOLE) -> None:

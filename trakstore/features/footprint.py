@@ -18,8 +18,9 @@ __all__ = ["Need", "Peaks", "peak_bytes", "tensor_bytes"]
 def peak_bytes(run: Callable[[], Any]) -> int:
     """Count the most bytes of tensors that are alive at once while ``run`` runs on one thread.
 
-    Counted, not sampled: the same on every worker and device. What was there before, as parameters
-    and the batch, is not counted, nor is what a kernel allocates for itself.
+    Tensors are counted, not sampled, so that every worker and device finds the same number. Tensors
+    that were there before (parameters, the batch) are not counted, nor is what a kernel allocates for
+    itself.
 
     Examples
     --------
@@ -37,13 +38,13 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 class Peaks:
-    """Bytes that the first sample of batches needs, and the first two: counted once for each shape."""
+    """Bytes that the first sample of a batch needs, and the first two: counted once for each shape."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[torch.Size, ...], tuple[int, int]] = {}
 
     def of(self, batch: Any, run: Callable[[int], Any]) -> tuple[int, int]:
-        """Return them, by a function that computes so many of the samples."""
+        """Return both, as ``run(count)`` needs them for the first ``count`` samples."""
         shapes = tuple(leaf.shape for leaf in tree.tree_leaves(batch))
         if shapes not in self._known:
             self._known[shapes] = peak_bytes(lambda: run(1)), peak_bytes(lambda: run(2))
@@ -57,14 +58,14 @@ def tensor_bytes(batch: Any) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that computing a sample takes, by its own bytes: a line through two that were measured.
+    """Bytes that computing a sample takes, as a function of its own bytes: a line through two points.
 
-    What grows faster than the length, as attention does, is below the line between the two.
+    A need that grows faster than the length, as that of attention, lies below the line between them.
 
     Attributes
     ----------
     short, long : tuple of int
-        Bytes of a sample itself, and what its computation takes.
+        Bytes of a sample itself, and of computing it.
     """
 
     short: tuple[int, int]
@@ -112,8 +113,9 @@ class _Live(TorchDispatchMode):
             self.peak = max(self.peak, self._total)
 
     def _forget(self) -> None:
-        """Drop what is no longer there."""
-        # A weak reference keeps the place of a storage, so that no other has the same key meanwhile.
+        """Drop storages that were freed."""
+        # The weak reference keeps a freed storage's address taken, so that no new one gets the same
+        # key.
         self._known = {
             key: (there, size) for key, (there, size) in self._known.items() if not there.expired()
         }

@@ -1,7 +1,8 @@
 """The generic engine: per-sample gradients of any model by ``torch.func``.
 
-Where ``vmap`` cannot do a model (recurrent layers, choices that depend on the data), or does it wrong,
-one sample is done after the other by ordinary backward passes, with one line in the log.
+Where ``vmap`` fails on a model (recurrent layers, choices that depend on the data), or gives wrong
+gradients, samples are computed one after the other by ordinary backward passes, with one line in the
+log.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ log = logging.getLogger("trakstore")
 
 _GRADIENT_BYTES = 256 * 2**20  # of full gradients held at once
 
-# Errors that a model may raise under vmap, or while it is watched, and not by itself. What torch raises
-# where memory does not suffice is one of them, and goes on to who can take fewer samples at once.
+# Errors that a model may raise under vmap, or while it is watched, though it works by itself. Torch's
+# out-of-memory error is one of them: it is raised on, to a caller who can take fewer samples at once.
 FAILURES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
@@ -58,7 +59,7 @@ class GenericEngine:
     parameters : dict of name to Parameter
         The selected parameters, under the model's own names.
     projector : Projector
-        Knows the parameters under canonical names.
+        Projector for these parameters, under canonical names.
     sharding : Sharding
         Spread of the model over ranks.
 
@@ -67,8 +68,8 @@ class GenericEngine:
     tolerance : float
         Relative difference of features that rounding explains.
     first : tree of Tensor, optional
-        Samples by which it is decided whether ``vmap`` does this model; those of the first call
-        otherwise. They are the same for every worker, so that all of them decide alike.
+        Samples that decide whether ``vmap`` works for this model; those of the first call otherwise.
+        They are the same for every worker, so that all of them decide alike.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class GenericEngine:
 
     @property
     def one_by_one(self) -> bool:
-        """Tell whether the generic engine does without ``vmap``; set, it does from here on."""
+        """Tell whether the generic engine does without ``vmap``; may be set to True, for good."""
         return self._vmap_works is False
 
     @one_by_one.setter
@@ -120,7 +121,7 @@ class GenericEngine:
         if self._vmap_works is None:
             self._try_vmap(cut(batch, 0, 2) if self.first is None else self.first)
         chosen = list(self._parameters if names is None else names)
-        # Whole gradients of all parameters are held for each sample: only some samples at once.
+        # Each sample has a whole gradient of all these parameters: only some samples fit at once.
         size, most = batch_size(batch), self._at_once(chosen)
         parts = [self._part(cut(batch, lo, hi), chosen) for lo, hi in ranges(size, most)]
         features = self._sharding.total(torch.cat([part.features for part in parts]))
@@ -136,7 +137,7 @@ class GenericEngine:
             torch.autograd.grad(total, list(self._parameters.values()), allow_unused=True)
 
     def _try_vmap(self, first: Any) -> None:
-        """Decide whether ``vmap`` does this model."""
+        """Decide whether ``vmap`` works for this model."""
         reason = self._unfit_for_vmap(first)
         self._vmap_works = not reason
         if reason:
@@ -145,7 +146,7 @@ class GenericEngine:
             )
 
     def _unfit_for_vmap(self, first: Any) -> str:
-        """Return why ``vmap`` cannot do this model; nothing where it can."""
+        """Return why ``vmap`` cannot compute this model; an empty text where it can."""
         if not self._sharding.whole:
             return "it is spread over ranks"
         names = list(self._parameters)
@@ -172,16 +173,16 @@ class GenericEngine:
             return self._by_vmap(batch, names)
         except torch.OutOfMemoryError:
             raise
-        except FAILURES:  # a fault of the model's own comes up again
+        except FAILURES:  # a fault of the model itself is raised again
             return self._one_by_one(batch, names)
 
     def _by_vmap(self, batch: Any, names: list[str]) -> FeatureRows:
         own = {name: self._parameters[name].detach() for name in names}
         places = {name: id(self._parameters[name]) for name in names}
         gradient = grad(partial(self._whole.scalar, places), has_aux=True)
-        # No gradients of other parameters are taken, and attention is the one that vmap can do.
+        # Other parameters need no gradients. Of torch's attention kernels, vmap can do this one only.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            # Where torch loops over samples by itself, as in an LSTM, it is slower, and right.
+            # Where torch loops over samples by itself, as in an LSTM, the result is right, only slower.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             each, outputs = vmap(gradient, in_dims=(None, 0))(own, copied(batch))
         home = _first_leaf(batch).device
@@ -206,7 +207,7 @@ class GenericEngine:
 
 
 class _WholeModel(nn.Module):
-    """A model with its output, as one module: so that all of it is called with other weights."""
+    """A model with its output, as one module, so that all of it can be called with other weights."""
 
     def __init__(self, model: nn.Module, output: ModelOutput) -> None:
         super().__init__()
@@ -245,7 +246,7 @@ def no_features(batch: Any, dim: int) -> Tensor:
 
 
 def _first_leaf(batch: Any) -> Tensor:
-    # Most batches are tuples, in which the first tensor is found without a walk through the tree.
+    # Most batches are tuples, whose first tensor is found without a walk through the tree.
     first = batch[0] if isinstance(batch, tuple) and batch else None
     leaf: Tensor = first if isinstance(first, Tensor) else tree.tree_leaves(batch)[0]
     return leaf

@@ -1,4 +1,4 @@
-"""Autograd's graph behind an output, and the tensors that it leads to."""
+"""Autograd's graph behind an output, and the tensors at its ends."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Reached:
     leaves : list of Node
         Functions that accumulate gradients of tensors.
     functions : list of Node
-        Those of a ``torch.autograd.Function`` on the way, which may hide tensors from the graph.
+        Nodes of ``torch.autograd.Function`` classes on the way, which may hide tensors from the graph.
     nodes : set of Node
-        All functions that were met.
+        All nodes that were met.
     """
 
     leaves: list[Node] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Reached:
 
     @property
     def python(self) -> bool:
-        """Tell whether there is such a function."""
+        """Tell whether the graph has a node of a ``torch.autograd.Function`` class."""
         return bool(self.functions)
 
 
@@ -46,9 +46,9 @@ def reached(
     Parameters
     ----------
     tops : iterable of Node
-        Functions that gave the tensors of which gradients are taken.
+        Nodes whose outputs gradients are taken of.
     passed : mapping of Node to sequence of Node, optional
-        Functions that are stepped over, with the nodes behind them: layers, whose weights are known.
+        Nodes of layers whose weights are known, which are stepped over to the nodes given here.
     """
     known, ends = passed or {}, Reached()
     todo, seen = list(tops), ends.nodes

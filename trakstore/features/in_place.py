@@ -1,4 +1,4 @@
-"""Rows of a batch that are those of its samples, each in its place, whatever the others are."""
+"""A check that a collator gives each sample its own row of the batch, in its place."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch.utils import _pytree as tree
 
 __all__ = ["copied_sample", "out_of_place", "reuses_memory"]
 
-_FEW = 4  # samples that are read to see whether one is written over another
-_ROUNDING = 1e-4  # share of a batch's largest number that sums in another order may differ by
+_FEW = 4  # samples that are read to see whether one overwrites another
+_ROUNDING = 1e-4  # share of a batch's largest number by which sums in another order may differ
 
 
 def out_of_place(make: Callable[[list[Any]], Any], samples: list[Any], batch: Any) -> str:
-    """Say what a collator makes of samples beside others; nothing where each has its own row.
+    """Say what a collator does wrong; an empty text where each sample has its own row.
 
-    In another order, samples must make the same rows in that order: those that are sorted do not, or
-    that have another's label. And the longest and the shortest must have no more by themselves than in
-    the batch, and the same where they are not padded there.
+    Samples in another order must make the same rows in that order, which those that are sorted, or have
+    another sample's label, do not. And the longest and the shortest sample alone must make no longer
+    rows than in the batch, and the same rows where the batch does not pad them.
 
     Parameters
     ----------
     make : callable
-        Makes a batch, a tree of tensors with a row for each sample, of samples, which it may change.
+        Makes a batch, a tree of tensors with a row for each sample, from samples, which it may change.
     samples : list
-        At least one; they stay as they are.
+        Samples of the batch, one or more; they stay as they are.
     batch : tree of Tensor
-        The batch of all.
+        The batch that the collator made of all of them.
     """
     count = len(samples)
     if count < 2:
@@ -40,7 +40,9 @@ def out_of_place(make: Callable[[list[Any]], Any], samples: list[Any], batch: An
     def made(some: Sequence[int]) -> Any:
         return make([copied_sample(samples[at]) for at in some])
 
-    # Neither a batch that is turned round nor one that is moved on by some samples goes with this.
+    # A reflection: neither a collator that reverses its samples nor one that rotates them by one
+    # commutes with it.
+    # it.
     order = [-at % count for at in range(count)] if count > 2 else [1, 0]
     back = tree.tree_map(lambda leaf: leaf[order], made(order))
     if not _all_same(batch, back):
@@ -54,7 +56,7 @@ def out_of_place(make: Callable[[list[Any]], Any], samples: list[Any], batch: An
 
 
 def reuses_memory(read: Callable[[int], Any], count: int) -> bool:
-    """Tell whether a data set may write a sample over one that it gave before, by the first few.
+    """Tell from the first samples whether a data set may write a sample over an earlier one.
 
     Parameters
     ----------
@@ -88,7 +90,7 @@ def copied_sample(sample: Any) -> Any:
 
 
 def _leaves(sample: Any) -> list[Any]:
-    """Return the leaves of a sample, also of mappings of any class."""
+    """Return the leaves of a sample, also those within mappings of any class."""
     leaves = tree.tree_leaves(sample)
     if not any(isinstance(leaf, MutableMapping) for leaf in leaves):
         return leaves
@@ -97,7 +99,7 @@ def _leaves(sample: Any) -> list[Any]:
 
 
 def _places(sample: Any) -> set[int]:
-    """Return where in memory the numbers of a sample are."""
+    """Return the addresses of a sample's numbers in memory."""
     leaves = _leaves(sample)
     tensors = {one.data_ptr() for one in leaves if isinstance(one, Tensor) and one.numel()}
     arrays = {one.ctypes.data for one in leaves if isinstance(one, np.ndarray) and one.size}
@@ -122,7 +124,7 @@ def _all_same(one: Any, other: Any) -> bool:
 
 
 def _is_other(row: Any, alone: Any) -> bool:
-    """Tell whether a sample's row of a batch is no padded form of the row that it makes alone."""
+    """Tell whether a sample's row of a batch is anything but its own row, padded."""
     leaves, others = tree.tree_leaves(row), tree.tree_leaves(alone)
     if [leaf.ndim for leaf in leaves] != [leaf.ndim for leaf in others]:
         return True

@@ -1,4 +1,4 @@
-"""Features of batches that somebody else's loop hands over, under one checkpoint after another."""
+"""Features of batches that another library's loop hands over, under one checkpoint after another."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ log = logging.getLogger("trakstore")
 
 
 class OrderError(TrakStoreError, AssertionError):
-    """A call that comes too early, or with arguments that exclude each other."""
+    """A call that comes too early, or with arguments that exclude one another."""
 
 
 class BatchFeatures:
@@ -60,7 +60,7 @@ class BatchFeatures:
     names : str or iterable of str, optional
         Names of the parameters; all that require a gradient when None.
     device : str
-        The CPU is used, with a line in the log, where there is no GPU.
+        Device of the model. Where there is no GPU, the CPU is used, with a line in the log.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class BatchFeatures:
         need_apart(self.model)
         named = [names] if isinstance(names, str) else names
         patterns = ("*",) if named is None else as_patterns(tuple(named))
-        # Names are given here, not patterns: brackets in them stand for themselves.
+        # These are names, not patterns: brackets in them stand for themselves.
         exact = patterns if named is None else [escape(canonical_name(one)) for one in patterns]
         self._selected = select_parameters(self.model, exact)
         self.parameters = parameter_spec(self._selected, patterns)
@@ -90,19 +90,19 @@ class BatchFeatures:
         self.weights = ""
 
     def load(self, checkpoint: Checkpoint, staged: StagedSplit) -> IncomingRows:
-        """Take the weights of a checkpoint, of which rows come next; other rows are refused."""
+        """Load the weights of a checkpoint, whose rows come next; rows of other weights are refused."""
         load_weights(checkpoint, self.model, "the checkpoint")
         self.model.eval().to(self.device)
         self.weights = checkpoint_hash(self.model)
         for other in staged.claim(self.weights):
             say_twins(other, staged.epoch, self.weights)
-        # A task object calls the model in its own way, of which hooks on layers would see little.
+        # A task object calls the model in its own way: hooks on layers would see little of that.
         make = GenericEngine if isinstance(self.output, GivenTask) else FactorisedEngine
         self._engine = make(self.model, self.output, self._selected, self.projector)
         return IncomingRows(self, staged, self.weights, np.zeros(staged.rows, dtype=bool))
 
     def taken(self, batch: Any) -> Any:
-        """Return a batch without what it only carries along, such as texts in a dict."""
+        """Return a batch without columns that it only carries along, such as texts in a dict."""
         if isinstance(batch, Mapping):
             return self._columns.of_batch(dict(batch))
         return tuple(batch)
@@ -128,9 +128,9 @@ class IncomingRows:
     weights : str
         Hash of the checkpoint.
     done : ndarray of bool, shape (rows,)
-        Rows that are not computed again.
+        Rows that are already there, and not computed again.
     next : int
-        Position of the row that comes next where none is named.
+        Position of the next row, for batches that do not name their rows.
     """
 
     source: BatchFeatures
@@ -145,10 +145,11 @@ class IncomingRows:
         Raises
         ------
         OrderError
-            With both or neither of the two, or when other weights were loaded since.
+            With both or neither of ``inds`` and ``num_samples``, or when other weights were loaded
+            since.
         TrakStoreError
-            For what are no positions of the split, or not as many as the batch has samples; or when one
-            position has two samples.
+            When ``inds`` are no positions of the split, are not as many as the batch has samples, or
+            name one position twice.
         """
         batch = self.source.taken(batch)
         at, size = self._places(inds, num_samples), batch_size(batch)
@@ -167,7 +168,7 @@ class IncomingRows:
             both = (rows.features, rows.outputs.out_to_loss)
             self.staged.add(at[fresh], *(one.detach().cpu().numpy() for one in both))
             self.done[at[fresh]] = True
-        # A call that failed may be made again: it has moved nothing.
+        # The position moves last, so that a call that failed may be made again.
         if num_samples is not None:
             self.next += len(at)
 
@@ -196,7 +197,7 @@ def _positions(inds: Any) -> NDArray[np.int64]:
 
 
 def _need_one_sample_each(batch: Any, at: NDArray[np.int64]) -> None:
-    """Refuse two samples at one position; a sampler may fill its last batch with one that it had."""
+    """Refuse two samples at one position: a sampler may repeat samples to fill its last batch."""
     _, firsts, own = np.unique(at, return_index=True, return_inverse=True)
     again = np.flatnonzero(firsts[own] != np.arange(len(at)))
     if not len(again):

@@ -45,115 +45,112 @@ class Job:
     Attributes
     ----------
     model : nn.Module
-        The architecture; its parameters are those of epoch 0 where there are no checkpoints. Or a
-        function without arguments that builds it: its parameters take no memory before they are
-        loaded from checkpoints, of a sharded model each rank's parts alone.
+        Model whose own weights are epoch 0 where there are no checkpoints. Or a function without
+        arguments that builds it: its parameters take no memory until checkpoints are loaded, and then,
+        of a sharded model, each rank's parts alone.
     datasets : mapping of split to data set
-        Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers
-        and lists of numbers, for the outputs of classification ``(input, ..., label)``. Columns of
-        dicts that are no numbers (texts, other objects) and that the model's forward does not take
-        are carried along. :class:`Streamed` makes one of what can only be iterated, :class:`Documents`
-        one of packs, with a row for each document.
+        Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers and
+        lists of numbers; outputs of classification take ``(input, ..., label)``. Columns of dicts that
+        hold no numbers (texts, other objects) and that the model's forward does not take are carried
+        along. :class:`Streamed` makes a data set from a mere iterable, :class:`Documents` one with a
+        row for each document of packed sequences.
     output : str, ModelOutput or callable, optional
         The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
-        ``"causal_lm"``, ``"masked_lm"`` or your own. By default that of the model's task, which a
-        transformers model's class tells; other models are taken for classifiers, hence ``"margin"``.
+        ``"causal_lm"``, ``"masked_lm"`` or your own. By default the one of the model's task, which the
+        class of a transformers model tells; other models are taken for classifiers: ``"margin"``.
     projector : ProjectionSpec, optional
-        How gradients become features: as the store has it, else ``ProjectionSpec("sjlt", dim=2048)``,
-        for language models with ``per_epoch=True``.
+        Projection from gradients to features. By default that of the store, or for a new one
+        ``ProjectionSpec("sjlt", dim=2048)``, with ``per_epoch=True`` for language models.
     checkpoints : mapping of epoch to checkpoint, or path, optional
         Weights of each epoch: a file of safetensors or of ``torch.save``, an index of shards, a folder
         that ``save_pretrained``, a Trainer, PEFT or ``torch.distributed.checkpoint`` wrote, a state
         dict, or a function without arguments that gives one of these. No file's code is run. State
-        dicts that share memory with the model, as ``model.state_dict()`` does, are copied here, as
-        they are now; others are not, and cost nothing. The path of a Trainer's output folder stands
-        for its ``checkpoint-N`` as the epochs N, with the learning rates that the Trainer logged at
-        these very steps; a warning names the others.
+        dicts that share memory with the model, as ``model.state_dict()`` does, are copied now; others
+        are not, and cost nothing. The path of a Trainer's output folder stands for its folders
+        ``checkpoint-N``, as epochs N, with learning rates that the Trainer logged at these very steps;
+        a warning names the others.
     parameters : str or sequence of str
-        Shell-style patterns of parameter names. The parameters that they select are real: complex
-        ones are refused.
+        Shell-style patterns of parameter names. A complex parameter that matches is refused.
     activations : str or sequence of str
-        Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, each
-        sample's as one row; ``"head.input"`` is what the module ``head`` is given. Costs one more
-        forward pass.
+        Names of modules, such as ``"layer4"``, whose outputs are stored beside the features, one row a
+        sample; ``"head.input"`` names the input of the module ``head``. Costs a forward pass.
     batch_size : int
-        Most samples of a batch; features do not depend on it, but for rounding. Texts of very
-        different lengths (``input_ids``) that ``collate`` pads are sorted by length within a block,
-        which has 8 batches or more then, and some batches are smaller: a tenth of them is padding.
+        Most samples of a batch; features depend on it by rounding alone. Texts of very different
+        lengths (``input_ids``) that ``collate`` pads are sorted by length within a block of 8 batches
+        or more, some of them smaller, so that at most a tenth of a batch is padding.
     ids : mapping of split to sequence of int or str
         Names of samples; their positions by default.
     learning_rates : mapping of epoch to float
-        Learning rates of the training at its epochs, kept with the features for TracIn.
+        Learning rates of the training at its epochs, stored with the features for TracIn.
     dtype : {"float32", "float16", "int8"}, optional
-        Stored dtype of features: as the store has it, else float32. ``"int8"``: 8 bits a number and
-        a scale for each row, by which about a hundredth of a row's norm is lost to rounding.
+        Stored dtype of features. By default that of the store, or float32 for a new one. ``"int8"``: 8
+        bits a number and a scale for each row; rounding costs about a hundredth of a row's norm.
     collate : callable, optional
-        Makes a batch of a list of samples; torch's default otherwise. Collators of transformers are
-        given the columns that the model's forward and the output take, as its ``Trainer`` does it.
+        Function that makes a batch from a list of samples; torch's default otherwise. Collators of
+        transformers are given the columns that forward and the output take, as by ``Trainer``.
     block_rows : int, optional
         Rows of a block, the unit that is written whole; chosen by default.
     keep_bits : int, optional
-        Bits, of the 23 of a float32 mantissa, to which features are rounded; they are compressed then.
+        Bits of the 23 in a float32 mantissa to which features are rounded; they are then compressed.
     append : bool
-        Add the samples that the data set has gained at its end since the split was written. For a
-        single worker.
+        Whether to add samples that the data set has gained at its end. For a single worker.
     memory_limit : int or str, optional
-        Most memory to take beside the model and what torch takes for itself, such as ``"600MB"``: of
-        a batch, as many samples are computed at once as fit; features change by rounding alone.
-        Without it, on a GPU, as many as its free memory suggests, and fewer when it does not suffice.
+        Most memory to take beside the model and torch's own, such as ``"600MB"``: as many samples of a
+        batch are computed at once as fit, which changes features by rounding alone. Without a limit a
+        GPU's free memory decides.
     precision : {"float32", "tf32", "bfloat16"}
-        Precision of the model's products, forward and backward, which the store knows: it does not mix
-        features of several. ``"float32"``: that of its parameters, without TF32. ``"tf32"``: float32
-        products of 10 bits, where a GPU has such, also of the projection. ``"bfloat16"``: as
-        ``torch.autocast`` does it, of gradients that are still projected in float32: inner products of
-        features are off by 0.4% to 2%, where their projection was off by 16% to 25% (an MLP, a
-        transformer and a ResNet-9 on a CPU). A model whose parameters are bfloat16 computes in that
-        with ``"float32"``.
+        Precision of the model's products, forward and backward; a store does not mix several.
+        ``"float32"``: the precision of the parameters, without TF32. ``"tf32"``: float32 products with
+        10 bits where a GPU has them, also in the projection. ``"bfloat16"``: products under
+        ``torch.autocast``, gradients still projected in float32. Inner products of features are then
+        off by 0.4% to 2%, where projecting costs 16% to 25% (three models on a CPU). A model with
+        bfloat16 parameters computes in bfloat16 under ``"float32"``.
     autocast : {"bfloat16"}, optional
-        The same as that ``precision``.
+        Another name for ``precision="bfloat16"``.
     check : {"some", "all"}
         Rows of each block that are compared with an ordinary backward pass: about one of 44, chosen
         by a hash, or every row, each alone, which costs a plain pass a sample. A block that disagrees
         is computed again by the generic engine, with all others of the split, whoever wrote them: they
-        are withdrawn, and missing until then. If that disagrees too, the run stops.
+        are withdrawn, and missing until then. If that disagrees too, the run stops. Where padding is
+        what a row differs by, samples are computed in batches of one length instead.
     scale : {"samples", "adam"}, path or mapping, optional
-        Second moments v by whose fourth root gradients are divided before the projection, as
-        Adam's steps are divided by √v: for models that Adam trained. ``"samples"``: those of gradients
-        of some samples of the first data set, with labels drawn from the model at the last epoch.
-        ``"adam"``: the optimizer's, from ``optimizer.pt`` (or FSDP's shards) in the last checkpoint's
-        folder; or a path of such a file. A mapping of parameter names to tensors of second moments, of
-        the parameters' shapes. They are factored into rows and columns of each matrix, stored, and the
-        same for all epochs; by default as the store has it, else none.
+        Second moments v. Gradients are divided by their fourth root before the projection, so that
+        products of two are divided by √v, as steps of Adam are: for models that Adam trained.
+        ``"samples"``: moments of gradients of some samples of the first data set, with labels drawn
+        from the model at the last epoch. ``"adam"``: the optimizer's moments, from ``optimizer.pt`` (or
+        FSDP's shards) in the last checkpoint's folder; or the path of such a file. Or a mapping of
+        parameter names to tensors of second moments, in the parameters' shapes. They are stored,
+        factored into rows and columns of each matrix, the same for all epochs. Default: the store's.
     sampled : int or mapping of split to int
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
-        of those named), whose features are written as a split ``train~sampled``: with ``kernel=
-        "sampled"`` scores take them for their kernel; once its gram is stored, ``store.drop_rows`` may
-        remove them. More draws make it less noisy, most where samples times draws are not much more
-        than the numbers of a row (``benchmarks/accuracy.py lm``). Where the loss of a sequence is the
-        mean over n tokens, ``loss`` and ``out_to_loss`` of these rows are stored times √n: their kernel
-        is the Gauss-Newton matrix of the losses then, whatever the lengths.
+        of the splits named). Features with these labels are written as a split ``train~sampled``, from
+        which ``kernel="sampled"`` makes the kernel of scores; once its gram is stored,
+        ``store.drop_rows`` may remove them. More draws make the kernel less noisy, most where samples
+        times draws are not many more than the numbers of a row (``benchmarks/accuracy.py lm``). If the
+        loss of a sequence is the mean over n tokens, ``loss`` and ``out_to_loss`` of these rows are
+        stored times √n, so that their kernel is the Gauss-Newton matrix of the losses for any lengths.
     draw_seed : int
-        Number that drawn labels follow from.
+        Seed of drawn labels.
     tokens : int or mapping of split to int
-        Tokens of a row of the split ``test~tokens``, which is written beside ``"test"`` (or beside
-        those named): 1 for a row for each token that counts, more for runs of as many. Rows are named
-        ``id#token``, by the place of their first token in the sample, and add up to the sample's. Each
-        costs a forward and a backward pass of the whole sample; of language models alone.
+        Tokens of a row of the split ``test~tokens``, written beside ``"test"`` (or beside the splits
+        named): 1 for a row for each token that counts. Rows are named ``id#token``, by the position of
+        their first token in the sample, and those of a sample add up to its row. Each costs a forward
+        and a backward pass of the whole sample. For language models.
     skip_bad_rows : bool
-        Store rows that have NaN or infinite features, outputs, losses or activations, a label that is
-        no class, or features that the stored dtype cannot hold, as masked instead of refusing them:
-        scores, kernels and lists leave them out, and ``store.skipped(epoch, split)`` says why.
+        Whether to store rows with NaN or infinite features, outputs, losses or activations, with a
+        label that is no class, or with features that the stored dtype cannot hold, as masked instead of
+        refusing them. Queries leave them out; ``store.skipped(epoch, split)`` says why.
     name : str
         Name of the job in the record of the run.
     shard : callable, optional
-        Shards the model in place under ``trakstore featurize --fsdp``: ``shard(model, mesh)``, where
-        the mesh of the ranks has the dimension "data", and with ``--tp`` also "tensor". By default
-        ``fully_shard`` of each child of every ``ModuleList``, then of the whole.
+        Function ``shard(model, mesh)`` that shards the model in place under ``trakstore featurize
+        --fsdp``; the mesh of ranks has the dimension "data" and, with ``--tp``, "tensor". By default
+        ``fully_shard`` of each child of every ``ModuleList``, then of the whole model.
 
     Raises
     ------
     TrakStoreError
-        For an attribute that is not what it must be.
+        When an attribute has a wrong type or value.
 
     Examples
     --------
@@ -194,12 +191,31 @@ class Job:
     tokens: int | Mapping[str, int] = 0
     name: str = ""
     shard: Shard | None = None
-    # The epoch whose whole weights the model has, where they are not its own.
+    # The epoch whose whole weights the model holds now; None while they are its own.
     _whole: int | str | None = field(default=None, init=False, repr=False, compare=False)
     _draws: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     _runs: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._set_model()
+        self._set_weights()
+        self.output = output_for(self.model) if self.output is None else as_output(self.output)
+        if not isinstance(self.projector, ProjectionSpec | None):
+            raise TrakStoreError(
+                f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "
+                f"{self.projector!r}"
+            )
+        self.parameters = as_patterns(self.parameters)
+        self._set_precision()
+        self._check_texts()
+        self._set_options()
+        self.scale = as_scale(self.scale)
+        need_own_names(self.datasets)
+        self._draws = draws_by_split(self.sampled, self.datasets)
+        self._runs = runs_by_split(self.tokens, self.datasets, as_output(self.output))
+
+    def _set_model(self) -> None:
+        """Check the model, or build it without memory for its parameters."""
         if not isinstance(self.model, nn.Module) and callable(self.model):
             if not self.checkpoints:
                 raise TrakStoreError(
@@ -214,6 +230,9 @@ class Job:
             raise TrakStoreError(
                 f"shard must be a function of the model and a mesh of ranks, got {shown(self.shard)}"
             )
+
+    def _set_weights(self) -> None:
+        """Check checkpoints and learning rates, and name both by the store's epochs."""
         for name, what in _MAPPINGS.items():
             if not isinstance(getattr(self, name), Mapping):
                 got = type(getattr(self, name)).__name__
@@ -225,63 +244,52 @@ class Job:
             self.learning_rates = {**folder.rates.known, **self.learning_rates}
         need_epochs(self.checkpoints)
         self._own_checkpoints()
-        self.batch_size = as_whole(self.batch_size, "batch_size", 1)
-        for name in ("block_rows", "keep_bits"):
-            size = getattr(self, name)
-            if size is not None:
-                setattr(self, name, as_whole(size, name, 1))
-        self.output = output_for(self.model) if self.output is None else as_output(self.output)
-        if not isinstance(self.projector, ProjectionSpec | None):
-            raise TrakStoreError(
-                f"projector must be a ProjectionSpec, such as ProjectionSpec('sjlt', dim=2048), got "
-                f"{self.projector!r}"
-            )
-        if self.collate is not None and not callable(self.collate):
-            raise TrakStoreError(f"collate must be a function of a list, got {self.collate!r}")
-        self.parameters = as_patterns(self.parameters)
         self.learning_rates = {
             as_epoch(epoch): as_number(
                 rate, f"the learning rate of epoch {epoch}", least=0, needed="must be a number >= 0"
             )
             for epoch, rate in self.learning_rates.items()
         }
-        self._set_precision()
-        self._check_texts()
+        if self.checkpoints is not None:
+            self.checkpoints = by_epoch(self._weights)
+
+    def _set_options(self) -> None:
+        """Check sizes, flags and choices, and turn them into Python's own values."""
+        self.batch_size = as_whole(self.batch_size, "batch_size", 1)
+        self.draw_seed = as_whole(self.draw_seed, "draw_seed", 0)
+        for name in ("block_rows", "keep_bits"):
+            if (size := getattr(self, name)) is not None:
+                setattr(self, name, as_whole(size, name, 1))
+        if self.collate is not None and not callable(self.collate):
+            raise TrakStoreError(f"collate must be a function of a list, got {self.collate!r}")
         for name in ("append", "skip_bad_rows"):
             setattr(self, name, as_flag(getattr(self, name), name))
         if not is_one_of(self.check, get_args(CheckedRows)):
             raise TrakStoreError(f"check must be 'some' or 'all', got {self.check!r}")
-        if self.checkpoints is not None:
-            self.checkpoints = by_epoch(self._weights)
         if self.memory_limit is not None:
-            byte_count(self.memory_limit)  # refuses what is not a size
-        self.scale = as_scale(self.scale)
-        self.draw_seed = as_whole(self.draw_seed, "draw_seed", 0)
-        need_own_names(self.datasets)
-        self._draws = draws_by_split(self.sampled, self.datasets)
-        self._runs = runs_by_split(self.tokens, self.datasets, as_output(self.output))
+            byte_count(self.memory_limit)  # raises unless it is a size
 
     @property
     def epochs(self) -> tuple[int | str, ...]:
-        """Epochs that the job has weights of."""
+        """Epochs of which the job has weights."""
         return (0,) if self.checkpoints is None else tuple(self._weights)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that are written: the data sets, those with drawn labels, of tokens."""
+        """Names of the splits that are written: data sets, those with drawn labels, those of tokens."""
         drawn, tokens = map(layout.sampled_split, self._draws), map(layout.token_split, self._runs)
         return (*self.datasets, *drawn, *tokens)
 
     def draws_of(self, split: str) -> int:
-        """Return the draws of labels for each sample of a split; 0 where it has its own labels."""
+        """Return the draws of labels for each sample of a split; 0 where samples keep their labels."""
         return self._draws[layout.own_split(split)] if split.endswith(layout.SAMPLED) else 0
 
     def tokens_of(self, split: str) -> int:
-        """Return the tokens of a row of a split of tokens."""
+        """Return the number of tokens of a row, for a split of tokens."""
         return self._runs[layout.own_split(split)]
 
     def _check_texts(self) -> None:
-        """Refuse a name and names of layers that are no texts."""
+        """Refuse names of the job and of layers that are not str."""
         if not isinstance(self.name, str):
             raise TrakStoreError(f"name must be a text, got {shown(self.name)}")
         layers = self.activations
@@ -292,7 +300,7 @@ class Job:
             )
 
     def _set_precision(self) -> None:
-        """Check the precision, for which ``autocast`` is another name that is not needed afterwards."""
+        """Check the precision; ``autocast``, another name for it, is None afterwards."""
         if self.autocast is not None and not is_one_of(self.autocast, ("bfloat16",)):
             raise TrakStoreError(f"autocast is bfloat16 or None, got {self.autocast!r}")
         if not is_one_of(self.precision, get_args(Precision)):
@@ -304,29 +312,28 @@ class Job:
 
     @property
     def _weights(self) -> Mapping[int | str, Checkpoint]:
-        """Weights by epoch; none where the epoch is that of the model itself."""
+        """Weights by epoch; none where the only epoch is the model as it is."""
         if isinstance(self.checkpoints, str | Path):
             raise TypeError("the path of a folder becomes a mapping when the job is made")
         return self.checkpoints or {}
 
     @property
     def last_checkpoint(self) -> Checkpoint | None:
-        """Weights of the last epoch, as they were given; None for the model's own."""
+        """Weights of the last epoch, as they were given; None for those of the model itself."""
         return self._weights[self.epochs[-1]] if self.checkpoints else None
 
     def _own_checkpoints(self) -> None:
-        """Copy state dicts that a step of training, or another checkpoint, would change."""
+        """Copy state dicts that a step of training, or loading another checkpoint, would change."""
         if self.checkpoints:
             self.checkpoints = unshared(self._weights, self.model)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Let :meth:`load` change the model, which has its own weights again afterwards.
+        """Let :meth:`load` change the model in the ``with`` block, and restore it at the end.
 
-        A copy of them is held on the CPU meanwhile; of its buffers alone, without checkpoints. What a
-        function built has no weights of its own: they are loaded anew afterwards.
+        Meanwhile a copy of its weights is held on the CPU, or of its buffers alone without checkpoints.
         """
-        # Once more, as attributes may have been set since the job was made.
+        # The copies are made again here: attributes may have been set since the job was made.
         self._own_checkpoints()
         with kept(self.model, parameters=bool(self.checkpoints)):
             try:
@@ -335,14 +342,14 @@ class Job:
                 self._whole = None
 
     def check_names(self) -> None:
-        """Check that there are data sets, and ids and learning rates of splits and epochs alone.
+        """Check that there are data sets, and that ids and learning rates name known splits and epochs.
 
         Raises
         ------
         TrakStoreError
             When there are no data sets.
         NotFoundError
-            With the nearest name, when one is not.
+            When a split or an epoch is unknown; the nearest name is suggested.
         """
         if not self.datasets:
             raise TrakStoreError("the job has no data sets: give some, like {'train': data}")
@@ -358,15 +365,15 @@ class Job:
                     )
 
     def load(self, epoch: int | str) -> nn.Module:
-        """Load the weights of an epoch into the model, and give it; within :meth:`lent`.
+        """Load the weights of an epoch into the model, and return it; to be called within :meth:`lent`.
 
         Raises
         ------
         NotFoundError
             When the job has no such epoch.
         TrakStoreError
-            When its weights are not of this model, or of an adapter alone while a function built the
-            model, without weights.
+            When the weights do not fit the model, or are an adapter's alone and the model has no
+            others.
         """
         epoch = as_epoch(epoch)
         if self.checkpoints is None and epoch == 0:

@@ -1,4 +1,4 @@
-"""The layers that a model uses last, by watching it compute its output once."""
+"""The layers that a model uses last, found by watching it compute its output once."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class LastLayers(NamedTuple):
 def last_layers(model: nn.Module, count: int, answer: Callable[[], Any]) -> LastLayers:
     """Find the layers whose weights a model uses last on the way to its output.
 
-    A layer is a module that has a trainable weight of two dimensions or more of its own: an embedding
-    counts, a norm does not. Each counts where its weight is used last, so that entity embeddings which
-    the output multiplies with are the last layer, though the model looks its inputs up in them first.
+    A layer is a module with a trainable weight of its own of two or more dimensions: an embedding
+    counts, a norm does not. Each counts where its weight is used last: entity embeddings that the
+    output multiplies with are the last layer, though the model also looks up its inputs in them.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def last_layers(model: nn.Module, count: int, answer: Callable[[], Any]) -> Last
     count : int
         Number of layers; all where there are fewer.
     answer : callable
-        Computes the model's output of some sample.
+        Function that computes the model's output for some sample.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def last_layers(model: nn.Module, count: int, answer: Callable[[], Any]) -> Last
     uses = _Uses(set(layers))
     with torch.enable_grad(), uses:
         answer()
-    # Layers that were not seen come before all that were, in the order of the model.
+    # Layers that were not seen come before all others, in the order of the model.
     order = sorted(layers, key=lambda weight: uses.last.get(weight, -1), reverse=True)
     names = list(dict.fromkeys(layers[weight] for weight in order))[:count]
     modules = dict(model.named_modules())
@@ -82,7 +82,7 @@ def last_layers(model: nn.Module, count: int, answer: Callable[[], Any]) -> Last
 
 
 def _layers(model: nn.Module) -> dict[int, str]:
-    """Return the module of each weight, by the identity of the weight; a tied one's is the first."""
+    """Return the name of each weight's module, by the weight's id; for a tied weight, the first one."""
     layers: dict[int, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, _NORMS):
@@ -93,7 +93,7 @@ def _layers(model: nn.Module) -> dict[int, str]:
 
 
 def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the trainable parameters that a module has itself, by name."""
+    """Return the trainable parameters of a module itself, not of its children, by name."""
     return [(own, p) for own, p in module.named_parameters(recurse=False) if p.requires_grad]
 
 
@@ -102,9 +102,9 @@ def _named(module: str, own: str) -> str:
 
 
 class _Uses(TorchFunctionMode):
-    """Watch that notes when each of some weights is used last.
+    """Mode that notes when each of some weights is used last.
 
-    Functions that give no tensor with a history, such as one that asks for a shape, are no use.
+    Functions whose result has no gradient history, such as one that returns a shape, do not count.
     """
 
     def __init__(self, weights: set[int]) -> None:

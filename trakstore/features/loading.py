@@ -1,4 +1,4 @@
-"""Data sets from what people hand over: loaders, data sets, lists of samples."""
+"""Data sets made from loaders, data sets and lists of samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TRIPLE = ("head", "relation", "tail")
 
 
 class Loaded(NamedTuple):
-    """A map-style data set in its own order, and how its samples become batches."""
+    """A map-style data set in its own order, and the way to make batches of its samples."""
 
     dataset: Any
     batch_size: int = 64
@@ -37,9 +37,9 @@ class Loaded(NamedTuple):
 
 
 class WithIds:
-    """A data set whose samples end in their id, for loaders that shuffle.
+    """A data set whose samples end in their id, so that a loader may shuffle them.
 
-    Of samples that are dicts the id is ``"sample_id"``.
+    In samples that are dicts the id is ``"sample_id"``.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class WithIds:
 
 
 def loaded(source: Any, num_samples: int | None = None) -> Loaded:
-    """Take the data set out of a loader, and refuse a loader in which row i is not sample i.
+    """Take the data set out of a loader; refuse a loader whose row i is not sample i.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def _of_loader(loader: DataLoader[Any]) -> Loaded:
     batches: Any = loader.batch_sampler  # None where the loader gives samples one by one
     plain = batches is None or type(batches) is BatchSampler
     draws = loader.sampler if batches is None else batches.sampler if plain else batches
-    # A sampler of batches has samples in any order, whatever sampler the loader has beside it.
+    # A sampler of batches may order samples differently from the loader's own sampler.
     if not plain or not isinstance(draws, SequentialSampler):
         raise TrakStoreError(
             f"the loader draws its samples by a {type(draws).__name__}, so that row i of the features "
@@ -133,7 +133,7 @@ def _of_loader(loader: DataLoader[Any]) -> Loaded:
 
 
 def stratum(sample: Any, by: str | Callable[[Any], Any] | None) -> Any:
-    """Return the value by which a sample is drawn.
+    """Return the value by which samples are drawn in strata.
 
     Parameters
     ----------

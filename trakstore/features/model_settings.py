@@ -1,9 +1,8 @@
-"""Settings of a model's modules, read from the model: what its features depend on beside its weights.
+"""Settings of a model's modules on which its features depend, beside its weights.
 
-A run that goes on elsewhere must not be refused by mistake, which would be worse than a change that is
-missed. So plain values and tensors count, under public names; but none that libraries keep for
-themselves, that say where and how a model runs, that training changes, or that act in training alone;
-and none that a forward pass changes.
+To refuse by mistake a run that goes on elsewhere would be worse than to miss a change. So only plain
+values and tensors under public names count. Left out are those that libraries keep for themselves, that
+say where and how a model runs, that training changes or uses alone, and that a forward pass changes.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from trakstore.storage.store import FeatureStore
 
 __all__ = ["ModelSettings", "need_same_settings"]
 
-# Words of attributes' names, between underscores, that tell that features do not depend on them: the
-# course of training and what acts in training alone, then where and how a model runs, then names and
-# what a model gives beside its outputs.
+# Words in attributes' names, between underscores, which show that features do not depend on them: first
+# the course of training and what acts in training alone, then where and how a model runs, then names,
+# and outputs beside the main one.
 _WORDS = frozenset(
     """
     training step steps epoch epochs iter iters iteration iterations count counter counts calls seen
@@ -45,9 +44,9 @@ _WORDS = frozenset(
     attentions dict
     """.split()  # noqa: SIM905
 )
-# Words of a configuration's names besides: what generates text is no part of a forward pass.
+# Further words, in a configuration's names: the generation of text is no part of a forward pass.
 _GENERATION = frozenset(("temperature", "top", "typical", "penalty"))
-# Sizes that shapes of parameters tell, and that layers of other libraries in the same place may lack.
+# Sizes that the shapes of parameters show already, and that another library's layer may lack.
 _SHAPES = frozenset(
     """
     in_features out_features num_features in_channels out_channels num_embeddings embedding_dim nf nx
@@ -71,7 +70,7 @@ class ModelSettings:
     ----------
     model : nn.Module
     divided : bool
-        Whether ranks divide layers between them: sizes and numbers of heads are a rank's own then.
+        Whether ranks divide layers between them: sizes and numbers of heads are then those of a rank.
 
     Attributes
     ----------
@@ -88,9 +87,9 @@ class ModelSettings:
         self.all: Settings = tuple(known[:_ENTRIES])
 
     def unchanged(self, put_back: Collection[str] = ()) -> Settings:
-        """Return those that passes have not changed; without the buffers that were put back.
+        """Return the settings that passes did not change, and that are no buffers which were put back.
 
-        What a pass changes, such as a counter or the last output, differs from process to process.
+        A value that a pass changes, such as a counter or the last output, differs between processes.
         """
         now = self._now()
         restored = set(map(canonical_name, put_back))
@@ -106,9 +105,9 @@ class ModelSettings:
         return _read(self._model, divided=self._divided)
 
     def _marks_of(self, values: list[tuple[str, Any]]) -> list[Any]:
-        """Return what shows that a pass changed a value: that a tensor is another, or was written to.
+        """Return marks that differ after a pass changed a value: a tensor was replaced, or written to.
 
-        Buffers are put back after passes, which writes to them.
+        Writing does not count for buffers, since they are put back after passes by writing to them.
         """
         buffers = set(map(id, self._model.buffers()))
         marks: list[Any] = []
@@ -126,22 +125,22 @@ def need_same_settings(
 ) -> None:
     """Refuse a model that has other settings than the one of an epoch's splits.
 
-    Splits of other weights than those of this hash are not compared: another error tells of those.
+    Splits with another checkpoint hash are not compared: another error reports that.
 
     Raises
     ------
     SpecMismatchError
-        When a setting differs that both have.
+        When a setting that both have differs.
     """
     for name in store.splits_of(epoch):
         spec = store.split(epoch, name).spec
         if spec.checkpoint == checkpoint and spec.settings:
             check_settings(spec.settings, settings, f"{store.location}: {name} at epoch {epoch}")
-            return  # the others were compared with this one
+            return  # the others were compared with this one when they were written
 
 
 def _read(model: nn.Module, *, divided: bool) -> dict[str, list[tuple[str, Any]]]:
-    """Return the values of settings by name, each with its path in the model, sorted by these."""
+    """Return the values of settings by name, each with its path in the model, sorted by path."""
     found = defaultdict[str, list[tuple[str, Any]]](list)
     configs = set[int]()
     modules = [(canonical_name(path), module) for path, module in model.named_modules()]
@@ -162,9 +161,9 @@ def _read(model: nn.Module, *, divided: bool) -> dict[str, list[tuple[str, Any]]
 
 
 def _class_name(module: nn.Module) -> str | None:
-    """Return the name of a module's own class; None of those that act in training alone, or wrap.
+    """Return the name of a module's class; None for a wrapper, or a module that acts in training alone.
 
-    Sharding and parametrizations put classes of their own in the place of a module's.
+    Where sharding or parametrizations replaced the class, the original one is named.
     """
     own = type(module)
     for one in type(module).__mro__:
@@ -177,14 +176,14 @@ def _class_name(module: nn.Module) -> str | None:
 
 
 def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield a module's own settings: plain attributes, tensors that no state dict has, and layers."""
+    """Yield a module's own settings: plain attributes, tensors outside the state dict, and layers."""
     for name, value in vars(module).items():
         if _counts(name) and (_is_plain(value) or _is_held(value)):
             yield name, value
         elif name == "scaling" and isinstance(value, dict):  # of low-rank adapters
             numbers = {key: one for key, one in value.items() if type(one) in (int, float)}
             yield from ((f"{name}.{adapter}", one) for adapter, one in numbers.items())
-    # Frequencies of these kinds are those of the longest sample so far; the first ones are beside them.
+    # Frequencies of these kinds are stretched to the longest sample so far: the original ones count.
     stretched = _STRETCHED.search(str(getattr(module, "rope_type", ""))) is not None
     for name in sorted(module._non_persistent_buffers_set):
         buffer = module._buffers.get(name)
@@ -213,17 +212,17 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_way(text: str) -> bool:
-    """Tell whether a text names a device, or an implementation of attention: it changes no features."""
+    """Tell whether a text names a device or an attention implementation, which change no features."""
     return text in _WAYS or "flash" in text or "flex_attention" in text or "paged" in text
 
 
 def _is_held(value: Any) -> bool:
-    """Tell whether an attribute is a tensor that is held beside the weights, and not made of them."""
+    """Tell whether an attribute is a tensor kept beside the weights, and not computed from them."""
     return isinstance(value, Tensor) and not value.requires_grad and _is_whole(value)
 
 
 def _is_whole(tensor: Tensor | None) -> bool:
-    """Tell whether a tensor can be read here and now, without other ranks."""
+    """Tell whether this process can read all of a tensor now, without other ranks."""
     return (
         tensor is not None
         and not (is_lazy(tensor) or tensor.is_meta or tensor.is_quantized or tensor.is_nested)
@@ -235,7 +234,7 @@ def _is_whole(tensor: Tensor | None) -> bool:
 
 
 def _is_function(module: nn.Module) -> bool:
-    """Tell whether a module is a function of torch's own without weights, as activations are."""
+    """Tell whether a module is a torch function without weights, such as an activation."""
     kind = type(module)
     own = kind.__module__.startswith("torch.nn.modules") and not (
         module._modules or module._buffers
@@ -246,7 +245,7 @@ def _is_function(module: nn.Module) -> bool:
 
 
 def _of_config(config: Any) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a configuration that modules may read in a pass, such as a softcap."""
+    """Yield numbers of a configuration that a forward pass may use, such as a softcap."""
     given = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
     for name, value in given.items():
         public = isinstance(name, str) and _counts(name)
@@ -255,7 +254,7 @@ def _of_config(config: Any) -> Iterator[tuple[str, float]]:
 
 
 def _generates(name: str) -> bool:
-    """Tell whether a number of a configuration is about the generation of text, by its name."""
+    """Tell by its name whether a number of a configuration is about generating text."""
     return not _GENERATION.isdisjoint(name.lower().split("_"))
 
 
@@ -275,7 +274,7 @@ def _text(values: list[Any]) -> str | None:
 
 
 def _plain_text(value: Any) -> str:
-    """Return a plain value as text, a whole number alike whether it is an int or a float."""
+    """Return a plain value as text, in which 2 and 2.0 are the same."""
     if type(value) is tuple:
         return f"({', '.join(map(_plain_text, value))})"
     if type(value) is float and value.is_integer():
@@ -288,7 +287,7 @@ def _text_of_tensors(tensors: list[Tensor]) -> str | None:
         return _summed([_floats(one) for one in tensors])
     if any(one.is_floating_point() or one.is_complex() for one in tensors):
         return None
-    # Whole numbers are the same wherever they are computed.
+    # Integers come out the same on every processor, so that a digest can compare them.
     digest, count = hashlib.sha256(), 0
     for one in tensors:
         digest.update(one.detach().cpu().to(torch.int64).contiguous().numpy().tobytes())
@@ -303,11 +302,11 @@ def _floats(tensor: Tensor) -> NDArray[Any]:
 
 
 def _summed(parts: list[NDArray[Any]]) -> str:
-    """Summarise numbers so that those of another processor, which differ by rounding, are alike.
+    """Summarise numbers so that rounding on another processor makes no difference.
 
-    A digest would tell apart what one last bit tells apart, and functions such as powers, which
-    buffers are made by, have other last bits from processor to processor. The sums are weighted by
-    sequences that are spread evenly and follow from the place alone.
+    Buffers are often made by functions such as powers, whose last bit depends on the processor, and a
+    digest would show it. The sums have evenly spread weights that depend on the position alone, so that
+    a permutation changes them.
     """
     squares, sums, place = 0.0, np.zeros(len(_SUMS)), 0
     for part in parts:

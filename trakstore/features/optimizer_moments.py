@@ -23,7 +23,7 @@ _FILE, _MOMENTS = "optimizer.pt", "exp_avg_sq"
 # Folders in which accelerate keeps the shards of an optimizer's state under FSDP.
 _FOLDERS = ("optimizer_0", "optimizer")
 _SHARDED = re.compile(rf"(?:.*\.)?state\.(?P<name>.+)\.{_MOMENTS}")
-# Names of parameters that transformers' Trainer does not decay, as parts of names.
+# Parts of the names of parameters that transformers' Trainer does not decay.
 _NOT_DECAYED = ("bias", "norm", "ln_")
 
 
@@ -53,22 +53,23 @@ def optimizer_file(checkpoint: object) -> Path:
 def adam_moments(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
     """Read the second moments of a model's parameters from the file of Adam's state.
 
-    The file has parameters by their numbers. They are named by the file's own ``param_names`` where it
-    has them, else in the order of the model's parameters, or as a Trainer deals them to two groups.
+    The file numbers the parameters. Names come from the file's own ``param_names`` where it has them,
+    else from the order of the model's parameters, or from the order in which a Trainer deals them to
+    two groups.
 
     Parameters
     ----------
     path : Path
-        What ``torch.save(optimizer.state_dict(), path)`` wrote, or the folder that
-        ``torch.distributed.checkpoint`` did, in which parameters have names.
+        File written by ``torch.save(optimizer.state_dict(), path)``, or folder written by
+        ``torch.distributed.checkpoint``, in which parameters have names.
     model : nn.Module
         Model that was trained.
 
     Returns
     -------
     mapping of canonical name to Tensor
-        Of the parameters' shapes. They are on the disk until they are used: a model may be sharded
-        since all that is of its size is too large.
+        Second moments in the parameters' shapes. Those of a folder stay on the disk until each is used:
+        together they are as large as the model, which may be too large for one process.
 
     Raises
     ------
@@ -104,13 +105,13 @@ def adam_moments(path: Path, model: nn.Module) -> Mapping[str, Tensor]:
 
 
 class _ReadWhenAsked(Mapping[str, Tensor]):
-    """Tensors of a folder, of which each is read when it is asked for.
+    """Tensors of a folder, each of which is read when asked for.
 
     Parameters
     ----------
     folder : DistributedFolder
     keys : mapping of str to str
-        Names in the folder by those here.
+        Names in the folder by the names of the parameters.
     """
 
     def __init__(self, folder: DistributedFolder, keys: Mapping[str, str]) -> None:
@@ -172,7 +173,7 @@ def _trainable(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _orders(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> Iterator[list[str]]:
-    """Yield the orders in which the parameters may have been given to the optimizer."""
+    """Yield possible orders in which the optimizer was given its parameters."""
     own = [name for group in groups for name in group.get("param_names", ())]
     names = [name for name, _ in _trainable(model)]
     by_canonical = {canonical_name(name): name for name in names}
@@ -187,7 +188,7 @@ def _orders(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> Iterator[l
 
 
 def _decayed(model: nn.Module) -> Iterator[set[str]]:
-    """Yield guesses of the parameters that a Trainer decays, which come first."""
+    """Yield guesses of which parameters a Trainer decays; they come first in its order."""
     try:
         from transformers import Trainer
     except ImportError:

@@ -1,4 +1,4 @@
-"""Predictions of the samples of a batch, as each of them has them alone."""
+"""Predictions of the samples of a batch, equal to those that each has alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trakstore.features.sharding import WHOLE, Sharding
 
 __all__ = ["OwnPredictions"]
 
-_NEAR = 1e-3  # relative to the largest logit of a sample: what rounding explains
+_NEAR = 1e-3  # difference that rounding explains, relative to a sample's largest logit
 _SHORTCUTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
@@ -44,7 +44,8 @@ class OwnPredictions:
 
     def __post_init__(self) -> None:
         self._pass = FollowedPass(self.model, self.sharding)
-        # torch's own attention rounds in another way where it is watched than where it is not.
+        # Watched, torch's own attention takes another path, which rounds differently: logits are then
+        # taken from a pass that is not watched.
         modules = self.model.modules()
         self._takes_shortcuts = any(isinstance(one, _SHORTCUTS) for one in modules)
 
@@ -63,7 +64,7 @@ class OwnPredictions:
         for sample in doubtful:
             alone = self.output.predicted(self.model, copied(cut(batch, sample, sample + 1)))[0]
             asked = counted[sample]
-            # What differs by rounding alone stays as it is, for any form of the model.
+            # Logits that differ by rounding alone stay those of the batch, on either path of the model.
             if not _alike(logits[sample][asked], alone[asked]):
                 changed[sample] = alone
         if not changed:
@@ -71,7 +72,7 @@ class OwnPredictions:
         return torch.stack([changed.get(at, own) for at, own in enumerate(logits)])
 
     def _together(self, batch: Any) -> tuple[Tensor, list[int]]:
-        """Return logits by one pass, and the samples that alone may have others."""
+        """Return logits by one pass, and the samples that may have others alone."""
         size = batch_size(batch)
         if size == 1:
             return self.output.predicted(self.model, copied(batch)), []
@@ -83,16 +84,16 @@ class OwnPredictions:
                 logits = self.output.predicted(self.model, copied(batch))
         except torch.OutOfMemoryError:
             raise
-        except FAILURES:  # of what a model cannot do while it is watched; else it comes up again
+        except FAILURES:  # the model cannot be watched; any fault of its own is raised again here
             return self.output.predicted(self.model, copied(batch)), [*range(size)]
         contacts = Contacts.of(following, ())
-        # Without gradients there is no other trace of what scripts do out of sight.
+        # A script that mixes samples leaves no trace without gradients: then every sample is in doubt.
         if contacts.mixed or self._pass.scripted or not placed:
             return logits, [*range(size)]
         if not contacts.decided:
             return logits, []
-        # Samples that alone would have given the same answers to all of the model's questions went
-        # the same ways through it.
+        # A sample for which every answer to the model's questions is the same alone takes the same
+        # branches alone.
         return logits, torch.stack(contacts.decided).any(0).nonzero()[:, 0].tolist()
 
 

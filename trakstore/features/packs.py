@@ -26,30 +26,30 @@ _TELLS = ("seq_lengths", *_OFFSETS, "seq_idx", "position_ids")
 class Documents:
     """A data set whose samples are the documents of packs: one row of features for each.
 
-    A document is computed by itself, which gives its part of the pack's gradient, as documents of a
-    pack do not see one another. Collate with :func:`pad_tokens`, or another collator that pads.
+    Each document is computed by itself. Since documents of a pack do not see one another, this gives
+    its part of the pack's gradient. Collate with :func:`pad_tokens`, or another collator that pads.
 
     Every pack is read once here, to count its documents.
 
     Parameters
     ----------
     packs : map-style data set of dict
-        Each with ``input_ids``, and what tells its documents apart: ``seq_lengths``; ``cu_seq_lens``,
-        ``cu_seq_lens_q`` or ``cu_seqlens``, the places where they begin and the end of the last;
-        ``seq_idx``, a number for each token; or ``position_ids`` that begin again. Columns that have a
-        number for each token, such as ``labels``, are cut like the tokens; others are those of the
-        pack. Tokens that an ``attention_mask`` hides are of no document.
+        Each with ``input_ids``, and one column that separates its documents: ``seq_lengths``;
+        ``cu_seq_lens``, ``cu_seq_lens_q`` or ``cu_seqlens``, the positions where they begin and the end
+        of the last; ``seq_idx``, a number for each token; or ``position_ids`` that begin again. Columns
+        with a number for each token, such as ``labels``, are cut like the tokens; others belong to the
+        whole pack. Tokens that an ``attention_mask`` hides belong to no document.
 
     Attributes
     ----------
     places : ndarray of int64, shape (documents, 3)
-        Pack of each document, and its first token and the end of its last there. Documents in which
-        there is nothing to predict (one token, or no label) are left out: they have no features.
+        Pack of each document, the position of its first token in it, and that after its last. Documents
+        with nothing to predict (one token, or no label) are left out: they have no features.
 
     Raises
     ------
     TrakStoreError
-        When a pack does not tell its documents apart, or no document is left.
+        When a pack does not say where its documents are, or no document is left.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class Documents:
         at, start, stop = self.places[index].tolist()
         pack = self._pack(at)
         length = len(row_of_tokens(pack))
-        # Models number the tokens of a document from 0 themselves.
+        # Without positions, models number the tokens of a document from 0 themselves.
         aside = set(_TELLS) - ({"position_ids"} if self._positions else set())
         return {
             name: _cut(value, start, stop, length)
@@ -89,8 +89,8 @@ class Documents:
         }
 
     def _pack(self, at: int) -> Any:
-        # Documents of a pack are mostly read one after the other. One tuple is replaced by another,
-        # so that a second thread finds a pack under its own number.
+        # Documents are mostly read pack by pack, so that the last pack is kept. Number and pack are one
+        # tuple: a second thread cannot see one without the other.
         known, pack = self._last
         if known != at:
             pack = read_sample(self.packs, at)
@@ -99,7 +99,7 @@ class Documents:
 
 
 def _documents(pack: Any, at: int) -> list[tuple[int, int]]:
-    """Return where the documents of a pack begin and end that have something to predict."""
+    """Return the ranges of a pack's tokens that are documents with something to predict."""
     length = len(row_of_tokens(pack))
     edges = _edges(pack, length, at)
     mask = torch.as_tensor(pack.get("attention_mask", torch.ones(length))) != 0
@@ -120,13 +120,13 @@ def _documents(pack: Any, at: int) -> list[tuple[int, int]]:
 
 
 def _from_zero(pack: Mapping[str, Any], places: list[tuple[int, int, int]]) -> bool:
-    """Tell whether the positions of documents begin at 0: not where one began in another pack."""
+    """Tell whether the positions of documents begin at 0; they do not if one began in another pack."""
     positions = pack.get("position_ids")
     return positions is None or all(int(positions[start]) == 0 for _, start, _ in places)
 
 
 def _edges(pack: Mapping[str, Any], length: int, at: int) -> list[int]:
-    """Return where each document of a pack begins, and where the last one ends."""
+    """Return the position where each document of a pack begins, and the end of the last one."""
     given = {name: torch.as_tensor(pack[name]) for name in _TELLS if pack.get(name) is not None}
     name = next(iter(given), None)
     if name is None:

@@ -1,4 +1,4 @@
-"""Parameters that gradients are taken of, under names that no wrapper changes."""
+"""Parameters whose gradients are taken, under names that no wrapper changes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod)(?:\.|$))+")
 
 
 def canonical_name(name: str) -> str:
-    """Return a name without what data parallelism and ``torch.compile`` put around modules.
+    """Return a name without the parts that data parallelism and ``torch.compile`` add.
 
     Examples
     --------
@@ -46,9 +46,9 @@ def canonical_name(name: str) -> str:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """Return the model that ``torch.compile`` got; what it gave for it, where that has hooks."""
-    # Only who has compiled something has the compiler, which takes seconds to import. A model may
-    # have a submodule of its own that is called ``_orig_mod``.
+    """Return the model inside a wrapper of ``torch.compile``, unless the wrapper has hooks."""
+    # Only a process that has compiled something has the compiler, which takes seconds to import. The
+    # class is compared because a model may have a submodule of its own that is called ``_orig_mod``.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is None or not isinstance(model, compiler.OptimizedModule):
         return model
@@ -58,7 +58,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under canonical names; two that fall together are an error."""
+    """Return tensors under canonical names; raise if two have the same one."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         canonical = canonical_name(name)
@@ -72,7 +72,7 @@ def canonical_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_pretrained_model(model: nn.Module) -> bool:
-    """Tell whether a model is one of transformers, without importing that."""
+    """Tell whether a model is one of transformers, without importing the library."""
     return any(
         one.__name__ == "PreTrainedModel" and one.__module__.startswith("transformers.")
         for one in type(model).__mro__
@@ -80,7 +80,7 @@ def is_pretrained_model(model: nn.Module) -> bool:
 
 
 def as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    """Return patterns of parameter names, of which a single one may be given as text.
+    """Return patterns of parameter names as a tuple; a single one may be a str.
 
     Examples
     --------
@@ -105,8 +105,8 @@ def select_parameters(
     model : nn.Module
         Model with the parameters.
     patterns : str or sequence of str
-        Shell-style patterns of canonical names, such as ``"layer4.*"``. A parameter that modules share
-        has the name that it has in the first of them.
+        Shell-style patterns of canonical names, such as ``"layer4.*"``. A shared parameter has the name
+        that it has in the first module.
 
     Raises
     ------
@@ -116,8 +116,8 @@ def select_parameters(
     patterns = as_patterns(patterns)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     canonical_names(dict(trainable))  # raises where two names fall together
-    # torch gives a tied parameter once, under its first name. A pattern that means another name of it
-    # would select nothing, or less than it says: people are told of both.
+    # torch lists a tied parameter once, under its first name. A pattern that matches another name of it
+    # would select nothing, or less than it says: the error gives both names.
     for pattern in patterns:
         tied = _other_names(model, pattern)
         if not any(fnmatchcase(canonical_name(name), pattern) for name in trainable):
@@ -161,19 +161,19 @@ def _other_names(model: nn.Module, pattern: str) -> dict[str, str]:
 
 
 def _instead(model: nn.Module, pattern: str, tied: Mapping[str, str], trainable: list[str]) -> str:
-    """Say which names there are, where a pattern selects nothing."""
+    """Return words on the names that there are, for a pattern that selects nothing."""
     if tied:
         name, first = next(iter(tied.items()))
         return f"{name} is tied: it is the parameter {first}; select it by that name"
     names = map(canonical_name, dict(model.named_parameters()))
-    # A parameter that is there and frozen is the likeliest thing that was meant.
+    # A frozen parameter of that name is most likely the one that was meant.
     frozen = [f"{name} is frozen; " for name in names if fnmatchcase(name, pattern)]
     known = listed([canonical_name(name) for name in trainable])
     return f"{(frozen or [''])[0]}the model has {known or 'none'}"
 
 
 def need_real(name: str, parameter: nn.Parameter) -> None:
-    """Raise a :class:`TrakStoreError` for a parameter whose gradients are no real numbers."""
+    """Raise a :class:`TrakStoreError` for a complex parameter."""
     if is_lazy(parameter):
         raise TrakStoreError(f"{name} has no size yet; call the model once on a batch")
     if parameter.dtype not in _DTYPES:

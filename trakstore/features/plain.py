@@ -1,4 +1,4 @@
-"""Ordinary backward passes, as training does them: the truth that engines are compared with."""
+"""Ordinary backward passes, as training does them: the truth with which engines are compared."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["backward", "copied", "each_tensor", "need_alike", "need_graph", "onl
 
 
 def each_tensor(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
-    """Return a batch with a function of each of its tensors; flat ones, as most are, need no walk."""
+    """Apply a function to each tensor of a batch; a flat batch, as most are, needs no tree walk."""
     if type(batch) in (tuple, list) and all(isinstance(one, Tensor) for one in batch):
         return type(batch)(map(function, batch))
     return tree.tree_map(function, batch)
 
 
 def copied(batch: Any) -> Any:
-    """Return a batch in memory of its own: a forward may write to its inputs (``x.div_(255)``)."""
+    """Return a batch in new memory: a forward may write to its inputs (``x.div_(255)``)."""
     return each_tensor(Tensor.clone, batch)
 
 
@@ -48,10 +48,11 @@ def backward(
     Parameters
     ----------
     parameters : mapping of name to Parameter
-        Only these require gradients meanwhile.
+        Parameters to differentiate by; no others require gradients meanwhile.
     take : callable
-        Is given the names of parameters and their gradients, each ``(1, rows, rest)``; of a model that
-        is spread over ranks, this rank's parts. Parameters that the sum does not depend on do not come.
+        Function that is given each parameter's name and gradient, ``(1, rows, rest)``; in a model that
+        is spread over ranks, this rank's part. Parameters on which the sum does not depend are left
+        out.
     signs : Tensor, shape (batch,), optional
         Factors of the outputs in the sum.
     sharding : Sharding
@@ -80,11 +81,11 @@ def _take_matrix(take: Take, name: str, gradient: Tensor) -> None:
 
 
 def _gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
-    """Return gradients of a scalar by parameters, None for those that it does not depend on.
+    """Return gradients of a scalar by parameters; None for those on which it does not depend.
 
-    Where a ``torch.autograd.Function`` is in the graph, they come by ``backward()``: it may take
-    gradients of parameters that the graph does not show, as reentrant checkpoints do. Otherwise they
-    come by ``torch.autograd.grad``, which leaves ``.grad`` and its hooks alone.
+    Where the graph has a ``torch.autograd.Function``, ``backward()`` computes them: such a function may
+    differentiate parameters that the graph does not show, as reentrant checkpoints do. Otherwise
+    ``torch.autograd.grad`` does, which leaves ``.grad`` and its hooks alone.
     """
     if not scalar.requires_grad:
         return (None,) * len(parameters)
@@ -97,7 +98,7 @@ def _gradients(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> tuple[Tens
 
 @contextmanager
 def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Take away ``.grad`` of parameters and what is done after it grows; put both back."""
+    """Remove ``.grad`` of parameters, and hooks on its accumulation; put both back at the end."""
     kept = [(p.grad, p._post_accumulate_grad_hooks) for p in parameters]
     try:
         for parameter in parameters:
@@ -113,10 +114,10 @@ def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def only(
     parameters: Sequence[Sequence[nn.Parameter]], own: Mapping[str, nn.Parameter]
 ) -> Iterator[dict[int, str]]:
-    """Turn gradients on, of a model's parameters for ``own`` alone.
+    """Turn gradients on in the ``with`` block, among a model's parameters for ``own`` alone.
 
-    Gives the names of ``own`` by the ids of the parameters. Parameters that required gradients before
-    do so again at the end. Each parameter comes with what a pass sees of it, where that is another.
+    Yields the names of ``own`` by the ids of the parameters. Parameters that required gradients before
+    do so again at the end. ``parameters`` lists each with the tensors that passes use in its place.
     """
     names = {id(parameter): name for name, parameter in own.items()}
     others = [same for same in parameters if names.keys().isdisjoint(map(id, same))]
@@ -138,10 +139,10 @@ def need_alike(
     batch: Any,
     sharding: Sharding,
 ) -> None:
-    """Raise unless ranks of tensor parallel have one gradient of each parameter that all hold whole.
+    """Raise unless all ranks of tensor parallel have the same gradient of each parameter held whole.
 
-    Such a gradient is counted once. Where activations are divided by positions, and a module that is
-    not told so meets them, each rank would have the gradient of its own positions.
+    Such a gradient is counted once. If activations are divided by positions and enter a module that was
+    not told so, each rank would have the gradient of its own positions alone.
 
     Raises
     ------
@@ -175,7 +176,7 @@ def need_graph(output: ModelOutput, model: nn.Module, batch: Any) -> None:
     """Raise a :class:`TrakStoreError` if the outputs of a batch depend on no parameter at all."""
     every = [p for p in model.parameters() if p.is_floating_point() or p.is_complex()]
     frozen = [parameter for parameter in every if not parameter.requires_grad]
-    # Frozen ones are asked to require gradients for once: an output that depends on those alone is no
+    # Frozen parameters require gradients in this pass: an output that depends on them alone shows no
     # fault of the forward.
     try:
         for parameter in frozen:

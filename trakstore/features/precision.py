@@ -31,17 +31,17 @@ def are_tf32() -> bool:
 
 @contextmanager
 def matrix_products(*, tf32: bool) -> Iterator[None]:
-    """Have float32 products of matrices be exact, or in TF32 where there is that; put all back."""
+    """Compute float32 products of matrices exactly, or in TF32 if there is one; restore settings."""
     backends: Any = torch.backends
     products = _with_precision(backends.cuda.matmul, getattr(backends.mkldnn, "matmul", None))
-    # What holds for all of torch would hold for convolutions, too, whatever they are set to later; to
-    # put it back changes them, so that theirs are put back behind it.
+    # The setting for all of torch would hold for convolutions too, whatever they are set to later.
+    # Restoring it changes theirs, which are therefore restored after it.
     others = [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")]
     touched = _with_precision(backends, *products, *others)
     before, whole = [one.fp32_precision for one in touched], _whole_setting()
     try:
-        # Torch has an older setting and newer ones, and refuses to tell the older where they differ:
-        # it stays as it is then.
+        # Torch has an older setting and newer ones, and raises when the older is read while they
+        # differ: it is left alone then.
         if whole is not None:
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
         for one in _with_precision(backends):
@@ -57,12 +57,12 @@ def matrix_products(*, tf32: bool) -> Iterator[None]:
 
 
 def _with_precision(*settings: Any) -> list[Any]:
-    """Return the settings that have a precision of their own, as torch 2.9 brought them."""
+    """Return those of the settings that have a precision of their own, as torch 2.9 introduced it."""
     return [one for one in settings if hasattr(one, "fp32_precision")]
 
 
 def _set_precision(setting: Any, value: str) -> None:
-    # A process may have forbidden to change settings for good, as torch's own tests do.
+    # A process may have forbidden changes of settings for good, as torch's own tests do.
     with getattr(torch.backends, "__allow_nonbracketed_mutation")():
         setting.fp32_precision = value
 
@@ -70,14 +70,15 @@ def _set_precision(setting: Any, value: str) -> None:
 def _whole_setting() -> str | None:
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # the newer settings were made
+    except RuntimeError:  # a newer setting was changed
         return None
 
 
 class Autocast(ModelOutput, PredictsClasses):
-    """An output of the model under autocast; what is made of the model's answer is float32.
+    """An output whose model runs under autocast; the output itself is computed in float32.
 
-    So are answers of the model's methods and parts; other attributes are as they are.
+    Methods and parts of the model that the output calls also run under autocast; other attributes are
+    passed through.
 
     Parameters
     ----------
@@ -98,7 +99,7 @@ class Autocast(ModelOutput, PredictsClasses):
 
     @property
     def spec(self) -> OutputSpec:
-        """Spec of the output; the precision has its own place in the store."""
+        """Spec of the output; the store records the precision in a place of its own."""
         return self.output.spec
 
     def __call__(self, model: Model, batch: Any) -> RowOutputs:
@@ -137,9 +138,9 @@ class Autocast(ModelOutput, PredictsClasses):
 
 
 class _Cast:
-    """A model, or a part of one, that is called under autocast and answers in float32.
+    """A model, or a part of one, that runs under autocast and returns float32.
 
-    It passes for the model (``isinstance``, attributes), since outputs may use any of that.
+    It passes for the model in ``isinstance`` and in attributes, since outputs may use any of these.
     """
 
     __slots__ = ("__device", "__dtype", "__model")
@@ -163,7 +164,7 @@ class _Cast:
             return self.__under(value)
         return self.__part(value) if isinstance(value, nn.Module) else value
 
-    # Outputs may set attributes of the model, too; its own three are set around this.
+    # Outputs may set attributes of the model too. The wrapper's own three are set past this method.
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__model, name, value)
 
@@ -182,14 +183,15 @@ class _Cast:
     def __under(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function, updated=())
         def cast(*args: Any, **kwargs: Any) -> Any:
-            # Weights may be other tensors at every call, as under vmap: no cast of them is kept.
+            # Weights may be other tensors in every call, as under vmap: casts of them must not be
+            # cached.
             with torch.autocast(self.__device, self.__dtype, cache_enabled=False):
                 return self.__given(function(*args, **kwargs))
 
         return cast
 
     def __given(self, answer: Any) -> Any:
-        """Return an answer with its tensors in float32 and its modules cast, too."""
+        """Return an answer with its tensors in float32 and its modules wrapped."""
         if isinstance(answer, Iterator):
             return map(self.__given, answer)
         if isinstance(answer, ItemsView | ValuesView):

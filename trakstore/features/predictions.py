@@ -45,19 +45,19 @@ def predicted_classes(
     Raises
     ------
     NotFoundError
-        The job has no such epoch, or its file is not there.
+        When the job has no such epoch, or its file is missing.
     TrakStoreError
-        Weights of another model, samples that make no batch, a model that fails on the CPU.
+        When the weights are another model's, the samples make no batch, or the model fails on the CPU.
     """
     output = as_output(job.output)
-    # The base class predicts nothing: to learn that needs no weights.
+    # The base class predicts nothing, which shows without any weights.
     if type(output).predictions is ModelOutput.predictions:
         return None
     dataset = Subset(job.datasets[split], rows.tolist())
     batches = Batches.of(job.model, output, dataset, _CPU, job.collate)
     classes = []
     with job.lent(), evaluated(job.load(epoch), _CPU), torch.no_grad():
-        # Each by itself, as its output is that of the sample alone where a model mixes its batch.
+        # One sample at a time: a model that mixes its batch must not mix these.
         for at in range(len(rows)):
             part = _predicted(output, job.model, batches.read(at, at + 1))
             if part is None:

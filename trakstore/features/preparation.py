@@ -1,4 +1,4 @@
-"""Time before the first row, measured, by part."""
+"""Measured time before the first row, by part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trakstore.features.seconds import SecondsByPart
 
 __all__ = ["PARTS", "Preparation", "Stopwatch"]
 
-# Words for the parts, in the order in which they come.
+# Words for the parts, in their order.
 PARTS = {
     "weights": "hash of the weights",
     "samples": "fingerprint of the samples",
@@ -28,15 +28,16 @@ class Preparation(SecondsByPart):
     Attributes
     ----------
     weights : float
-        Hash of the model's weights, and a copy of small ones.
+        Hashing the model's weights, and copying small ones.
     samples : float
-        Fingerprint of the data set: some samples, each read twice.
+        Hashing some samples of the data set, each read twice.
     passes : float
-        First passes of the model, with what its libraries load and compile for them.
+        First passes of the model, with all that its libraries load and compile for them.
     checks : float
-        The engine beside ordinary backward passes, with the projection's tables and kernels.
+        Comparing the engine with ordinary backward passes, and making the projection's tables and
+        kernels.
     memory : float
-        Measure of what samples need, where memory is limited.
+        Measuring the memory that samples need, where it is limited.
     store : float
         Opening the store and the split.
     """
@@ -50,12 +51,12 @@ class Preparation(SecondsByPart):
 
 
 class Stopwatch:
-    """Clock whose laps are parts of preparing, in their order; a part may have several.
+    """Clock whose laps are parts of the preparation, in their order; a part may have several laps.
 
     Parameters
     ----------
     say : callable, optional
-        Told what begins, in words, when it begins.
+        Function that is told, in words, which part begins.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
@@ -72,6 +73,10 @@ class Stopwatch:
         names = list(PARTS)
         if part != names[-1]:
             self._announce(names[names.index(part) + 1])
+
+    def leave_out(self) -> None:
+        """Count the time since the last lap to no part."""
+        self._since = time.monotonic()
 
     def _announce(self, part: str) -> None:
         if self._say is not None:

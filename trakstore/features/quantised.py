@@ -1,8 +1,8 @@
 """Layers with frozen weights of 4 or 8 bits, below adapters that are featurized.
 
-Most of them make their weight a number again and multiply as others do, which is watched like anything.
-bitsandbytes multiplies within a ``torch.autograd.Function``, which no watch sees: its layers are known
-by their names, as products with a constant.
+Most of them turn their weight back into floating point and multiply as any layer does, which is watched
+like anything else. bitsandbytes multiplies within a ``torch.autograd.Function``, which cannot be
+watched: its layers are known by their names, as products with a constant.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _PACKAGE = "bitsandbytes."
 
 
 def hidden_products(model: nn.Module) -> list[nn.Module]:
-    """List the modules whose output is a product of their input with a constant, out of sight."""
+    """List the modules whose output is a product of their input with a constant, in hidden code."""
     return [module for module in model.modules() if _is_hidden_product(module)]
 
 
 def _is_hidden_product(module: nn.Module) -> bool:
     names = {one.__name__ for one in type(module).__mro__ if one.__module__.startswith(_PACKAGE)}
     if "Linear8bitLt" in names:
-        # With a threshold, columns in which any row of the batch has an outlier are treated in another
-        # way for all rows: what a sample gives depends on the others.
+        # With a threshold, columns with an outlier in any row of the batch are treated differently in
+        # all rows: a sample's output depends on the others.
         return not getattr(getattr(module, "state", None), "threshold", 1.0)
     return "Linear4bit" in names
 
@@ -42,7 +42,7 @@ def _is_hidden_product(module: nn.Module) -> bool:
 def noticing(
     modules: Sequence[nn.Module], notice: Callable[[Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Tell of the input and the output of some modules, each time that they are called."""
+    """Call ``notice`` with the input and the output of some modules, whenever they are called."""
 
     def called(_module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
@@ -56,7 +56,7 @@ def noticing(
 
 @contextmanager
 def named_without_gradients(model: nn.Module) -> Iterator[None]:
-    """Warn of layers with weights of few bits that lose the gradients of what is before them."""
+    """Warn of layers with weights of few bits that pass no gradient to the layers before them."""
     lost: dict[str, str] = {}
     with ExitStack() as stack:
         for name, module in model.named_modules():
@@ -81,6 +81,6 @@ def named_without_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _holds_integers(module: nn.Module) -> bool:
-    """Tell whether a module has a weight of its own that is no floating point numbers."""
+    """Tell whether a module has a weight of its own that is not floating point."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(one.ndim > 1 and not (one.is_floating_point() or one.is_complex()) for one in own)

@@ -1,4 +1,4 @@
-"""Rows of samples that are in no store: the features that a query needs, by models that stay loaded."""
+"""Rows of samples that are in no store: the features that a query needs, from models kept loaded."""
 
 from __future__ import annotations
 
@@ -46,12 +46,13 @@ from trakstore.storage.store import FeatureStore
 
 __all__ = ["LoadedModels", "taking_turns"]
 
-# What computes shares settings of the whole process (determinism, autocast, modes of modules), so that
-# samples of several threads take turns. Who waits longest holds _NEXT: a thread that gives its turn
-# back, to take another at once, gets it behind that one, and a long question holds up no other.
+# Computation changes settings of the whole process (determinism, autocast, modes of modules), so that
+# threads take turns with their samples. The thread that has waited longest holds _NEXT: one that
+# releases its turn and at once wants another queues behind it, and no long question holds up the
+# others.
 _TURN, _NEXT = threading.Lock(), threading.Lock()
 
-_FREE = 0.9  # of a GPU's free memory, taken for the passes
+_FREE = 0.9  # share of a GPU's free memory that passes may take
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def taking_turns() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _LoadedEpoch:
-    """The model of an epoch, in eval mode on its device, with what computes its rows."""
+    """The model of an epoch, in eval mode on its device, with the parts that compute its rows."""
 
     model: nn.Module
     output: ModelOutput
@@ -82,7 +83,7 @@ class _LoadedEpoch:
     def columns(self, sample: Any) -> Columns:
         """Compute the columns of one sample, compared with an ordinary backward pass."""
         columns = self._computed(self._computer(sample, 1, 1, self.spec, check="all"), 1)
-        # Rows in 8 bits are read as their multiples of a scale, and so are these.
+        # Stored rows with 8 bits are read as multiples of a scale: these are rounded in the same way.
         if layout.ROW_SCALE in columns:
             scale = columns.pop(layout.ROW_SCALE)
             columns[layout.FEATURES] = dequantised(columns[layout.FEATURES], scale)
@@ -96,11 +97,11 @@ class _LoadedEpoch:
     def token_computer(
         self, sample: Any, count: int, output: ModelOutput, at_once: int, limit: int | None
     ) -> RowComputer:
-        """Make what computes the parts of a sample's row that its tokens have, within a limit.
+        """Make a computer of the parts of a sample's row that its tokens have, within a limit in bytes.
 
-        Without a limit, that is what is free on the GPU.
+        The default limit is the free memory of the GPU.
         """
-        # Parts are not rounded as rows are stored: each would lose as much as a whole row does.
+        # Parts are not rounded as stored rows are: each would lose as much as a whole row does.
         spec = replace(self.spec, dtype="float32", keep_bits=None)
         rows = self._computer(sample, count, min(at_once, count), spec, check="some")
         rows.labels = TokenRows(self.model, need_tokens(output), np.arange(count), 1)
@@ -119,7 +120,7 @@ class _LoadedEpoch:
     def _computer(
         self, sample: Any, count: int, at_once: int, spec: StoreSpec, check: CheckedRows
     ) -> RowComputer:
-        """Make what computes rows of one sample that is there some times."""
+        """Make a computer of rows of one sample, repeated ``count`` times."""
         batches = replace(self.batches, dataset=[sample] * count)
         batch = batches.read(0, 1)
         with explained(self.model, self.output, batch):
@@ -156,37 +157,38 @@ class _LoadedEpoch:
 
 
 class LoadedModels:
-    """The models of some epochs of a job, each loaded once, which give rows of new samples.
+    """Models of some epochs of a job, each loaded once, which compute rows of new samples.
 
     Parameters
     ----------
     job : Job
-        The job that the store's features were made by; its own model stays as it is.
+        Job that made the store's features; its own model stays as it is.
     store : FeatureStore
     epochs : mapping of epoch to str or None
-        Epochs to load, with the hash that their weights must have; None where it is not known.
+        Epochs to load, with the hash that their weights must have; None where it is unknown.
     device : str, optional
-        Where the models are; by default a GPU where there is one.
+        Device of the models; by default a GPU where there is one.
     memory_limit : int
-        Most bytes that the weights of all epochs may take together; and, on a CPU, the passes over
-        the tokens of a sample beside them. A job's own limit is another one for these.
+        Most bytes that the weights of all epochs take together. On a CPU, the passes over a sample's
+        tokens share the limit. The job's own limit does not count here.
     loaded : LoadedModels, optional
-        Models of this job that are loaded already: those of the same weights are shared.
+        Models of this job that are loaded already: epochs with the same weights share them.
 
     Attributes
     ----------
     device : torch.device
     spec : StoreSpec
-        Spec of the store, whose precision says how near to stored rows these can be.
+        Spec of the store; its precision bounds how close these rows are to stored ones.
 
     Raises
     ------
     NotFoundError
-        The job has no such epoch.
+        When the job has no such epoch.
     SpecMismatchError
-        The job makes other features than the store has, or an epoch's weights are others.
+        When the job makes other features than the store has, or an epoch's weights differ from its
+        hash.
     MemoryLimitError
-        The weights take more than the limit.
+        When the weights take more than the limit.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class LoadedModels:
     ) -> None:
         self.device = worker_device(device)
         each = sum(one.numel() * one.element_size() for one in job.model.state_dict().values())
-        # A small model's weights are held once more, to see that a pass does not change them.
+        # A small model's weights are held twice, to check that a pass does not change them.
         if 2 * each * len(epochs) > memory_limit:
             raise MemoryLimitError(
                 f"the weights of {len(epochs)} epochs take {human_bytes(2 * each * len(epochs))}, and "
@@ -217,7 +219,7 @@ class LoadedModels:
                 self._epochs[epoch] = there or self._load(store, epoch, known)
 
     def model_of(self, epoch: int | str, known: str | None) -> _LoadedEpoch | None:
-        """Return the model of an epoch, where it has the weights that are known by their hash."""
+        """Return the model of an epoch, if it is loaded and its weights have the hash ``known``."""
         loaded = self._epochs.get(epoch)
         same = loaded is not None and known in (None, loaded.watch.hash)
         return loaded if same else None
@@ -228,7 +230,7 @@ class LoadedModels:
         epochs: Sequence[int | str],
         go_on: Callable[[], None] = lambda: None,
     ) -> dict[int | str, Columns]:
-        """Compute the columns of one sample at some epochs, as a store has them.
+        """Compute the columns of one sample at some epochs, as a store would have them.
 
         Parameters
         ----------
@@ -236,20 +238,20 @@ class LoadedModels:
             A sample as the job's data sets give it.
         epochs : sequence of epochs
         go_on : callable
-            Called before each epoch: it raises where nobody waits for the answer any more.
+            Called before each epoch; it raises when nobody waits for the answer any more.
 
         Returns
         -------
         dict of epoch to dict of str to ndarray
-            ``features``, shape (1, dim), as a split's column of that name is read; and ``norm``,
+            ``features``, shape (1, dim), as they are read from a split's column; and ``norm``,
             ``out_to_loss``, ``loss``, ``output`` and, where there are classes, ``label``, shape (1,).
 
         Raises
         ------
         TrakStoreError
-            A sample that the model does not take.
+            When the model does not take the sample.
         NumericsError
-            Features that are not finite.
+            When features are not finite.
         """
         found = {}
         for epoch in epochs:
@@ -264,12 +266,12 @@ class LoadedModels:
         return isinstance(as_output(self._job.output), SeparatesTokens)
 
     def tokens(self, sample: Any, epoch: int | str) -> ReadTokens:
-        """Read the tokens of a sample that count, which costs no pass.
+        """Read the tokens of a sample that count; no pass is needed.
 
         Raises
         ------
         TrakStoreError
-            The job's output is not made of tokens.
+            When the job's output is not made of tokens.
         """
         with self._turn(epoch) as loaded:
             return loaded.tokens(sample, as_output(self._job.output))
@@ -281,20 +283,20 @@ class LoadedModels:
         epochs: Sequence[int | str],
         go_on: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int | str, NDArray[np.float32]]]:
-        """Compute the parts that a sample's tokens have in its rows at some epochs.
+        """Compute the parts of a sample's rows that its tokens contribute, at some epochs.
 
-        Each token costs a forward and a backward pass of the sample. Other samples get their turn
-        between those of some tokens.
+        Each token costs a forward and a backward pass of the sample. Other samples may take a turn
+        after every few tokens.
 
         Parameters
         ----------
         sample : object
             A sample as the job's data sets give it.
         count : int
-            Number of its tokens that count, one at least.
+            Number of tokens of the sample that count, one or more.
         epochs : sequence of epochs
         go_on : callable
-            Called before the passes of some tokens: it raises where nobody waits for the answer any
+            Called before the passes of every few tokens; it raises when nobody waits for the answer any
             more.
 
         Yields
@@ -305,9 +307,9 @@ class LoadedModels:
         Raises
         ------
         MemoryLimitError
-            The pass of one token does not fit.
+            When the pass of one token does not fit.
         NumericsError
-            Features that are not finite.
+            When features are not finite.
         """
         output, size = as_output(self._job.output), self._job.batch_size
         for epoch in epochs:
@@ -323,7 +325,7 @@ class LoadedModels:
 
     @property
     def _limit_of_passes(self) -> int | None:
-        """Most bytes of passes over tokens; None where a GPU's free memory says it."""
+        """Most bytes of passes over tokens; None where a GPU's free memory decides."""
         given = self._job.memory_limit
         if given is None:
             return None if self.device.type == "cuda" else self._limit
@@ -344,7 +346,7 @@ class LoadedModels:
 
     def _load(self, store: FeatureStore, epoch: int | str, known: str | None) -> _LoadedEpoch:
         job = self._job
-        # A model that a function built has no numbers before.
+        # A model that a function builds has no numbers before an epoch is loaded.
         given = job.load(epoch)
         need_one_device(given)
         need_apart(given)

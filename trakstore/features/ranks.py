@@ -1,4 +1,4 @@
-"""Number of this worker among all, as launchers tell it in the environment."""
+"""Number of this worker among all, from the environment that launchers set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
 def rank_and_world(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
-    """Return this worker's number and the number of all; None is looked up in the environment.
+    """Return this worker's number and the number of workers; None is looked up in the environment.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def _from_environment(names: Sequence[str], default: int) -> int:
     """Return the first of these variables that is set, counted from 0."""
     for name in names:
         if name in os.environ:
-            # Tasks of a job array need not be counted from 0.
+            # The tasks of a job array may be counted from any number.
             first = "SLURM_ARRAY_TASK_MIN" if name == "SLURM_ARRAY_TASK_ID" else ""
             return _number(name) - (_number(first) if first in os.environ else 0)
     return default

@@ -1,4 +1,4 @@
-"""Samples of people's own data sets, whose errors are told with the sample that they are of."""
+"""Samples read from people's own data sets, with errors that name the sample."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ REMEDY = "mend it and run again: what is written stays, and the run goes on behi
 
 
 def number_of_samples(dataset: Any, name: str = "the data set") -> int:
-    """Return the length that a data set has.
+    """Return the length of a data set.
 
     Raises
     ------
     TrakStoreError
         When its ``__len__`` raises, or gives no whole number above 0.
     """
-    # len() itself refuses these, and does not say what it was given.
+    # len() refuses these values too, but does not show them.
     with blamed_on(f"{name} has a __len__ that fails", "it gives the number of samples"):
         given = type(dataset).__len__(dataset)
     if not is_whole(given) or given < 0:
@@ -38,19 +38,19 @@ def number_of_samples(dataset: Any, name: str = "the data set") -> int:
 
 
 def read_sample(dataset: Any, index: int, ids: NDArray[Any] | None = None) -> Any:
-    """Read the sample at a position, whose id is among ``ids`` where these are known.
+    """Read the sample at a position, which an error names by its id in ``ids``.
 
     Raises
     ------
     TrakStoreError
-        When the data set raises, with its error as the cause, or gives None.
+        When the data set raises an error, which becomes the cause, or returns None.
     """
     name = named_sample(index, ids)
     with blamed_on(f"{name} cannot be read", REMEDY):
         try:
             sample = dataset[index]
-        # A loop over samples would take StopIteration for their end. The others say that there is no
-        # such sample, also where trakstore's own code looked it up for the data set.
+        # A StopIteration that got out would end a caller's loop over samples. The other errors mean
+        # that there is no such sample, even where the lookup was in trakstore's own code.
         except (StopIteration, LookupError, TypeError, NotImplementedError) as error:
             said = f"{type(error).__name__}: {error}".rstrip(": ")
             raise TrakStoreError(
@@ -67,7 +67,7 @@ def read_sample(dataset: Any, index: int, ids: NDArray[Any] | None = None) -> An
 
 
 def named_sample(index: int, ids: NDArray[Any] | None = None) -> str:
-    """Name a sample in a message, with its id where that is another than its position.
+    """Name a sample in a message, with its id if that is not its position.
 
     Examples
     --------

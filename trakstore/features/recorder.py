@@ -1,4 +1,4 @@
-"""Measures of samples while a model is trained, stored in the background."""
+"""Measures of samples during training, stored in the background."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ _AROUND = 1000  # of what Python and torch keep around a batch
 class TrainingRecorder:
     """Recorder of measures of batches: loss, confidence, correctness, margin and EL2N.
 
-    Batches are measured as they come, on their device, and what was measured is stored every
-    ``save_interval`` epochs, or sooner where it takes much memory, in the background; a run that dies
-    loses what came since then. Use it in ``with``, or call :meth:`close`.
+    Batches are measured on their device as they come. The measures are stored in the background every
+    ``save_interval`` epochs, or sooner where they take much memory; a run that dies loses those since
+    the last time. Use the recorder in ``with``, or call :meth:`close`.
 
     Parameters
     ----------
     store : path or FeatureStore
-        Place where features are, or will be.
+        Store of the features, which may be made later.
     split : str
         Name of the data set in the store.
     rank : int
-        Number of this process among those that train together, each with its own samples.
+        Number of this process among those that train together, each on its own samples.
     save_interval : int
         Epochs between two writes.
     samples : int, optional
-        Size of the data set: more ids that are numbers than that are refused, as is another data set.
+        Size of the data set. More different integer ids are refused, and so is a later run with another
+        size.
 
     Raises
     ------
     TrakStoreError
-        The same rank has stored measures of a data set of another size there.
+        When the same rank has stored measures of a data set of another size there.
     """
 
     def __init__(
@@ -73,11 +74,12 @@ class TrainingRecorder:
         self._run = TrainingRun(*_name_and_time(), as_whole(rank, "rank", 0), order, samples)
         self._parts = 0
         self._text_ids = parts[0].has_text_ids if parts else None
-        # Ranks may have a data set each: one is compared with what the same rank had.
+        # Each rank may have its own data set: it is compared with the earlier ones of the same rank.
         earlier = {part.run for part in parts if part.run.rank == self._run.rank}
         self._earlier = sorted(earlier, key=lambda run: run.sort_key)
         self._refuse_other_data("samples", "{} samples")
-        self._ids = np.empty(0, dtype=np.int64)  # all that are numbers, where samples are counted
+        # All integer ids so far, where ``samples`` is given.
+        self._ids = np.empty(0, dtype=np.int64)
         self._waiting: list[tuple[int, Any, Tensor]] = []
         self._epochs, self._held = set[int](), 0  # epochs and bytes of the batches that are waiting
         self._last_epoch = 0
@@ -89,7 +91,7 @@ class TrainingRecorder:
     ) -> None:
         """Take in a batch: sample ids, classes (batch,), logits (batch, classes), losses (batch,)."""
         epoch = as_whole(epoch, "epoch", 0)
-        # At once: a loop may write its next batch over these tensors.
+        # These are measured now, since a loop may write its next batch over the tensors.
         measures = measure_batch(targets, logits, losses)
         ids = _ids(ids)
         if len(ids) != len(measures):
@@ -105,7 +107,7 @@ class TrainingRecorder:
         self._waiting.append((epoch, ids, measures))
         self._epochs.add(epoch)
         self._held += measures.nbytes + ids.nbytes + _AROUND
-        # Epochs of a large data set are more than memory should hold: these are stored sooner.
+        # An epoch of a large data set may be more than memory should hold: it is stored in parts.
         if self._held >= _MOST_HELD:
             self.save()
 
@@ -132,14 +134,14 @@ class TrainingRecorder:
         self._parts = 0
 
     def _identify(self, digest: str) -> None:
-        """Note a hash of all samples of the data set, and compare it with that of earlier runs.
+        """Note a hash of all samples of the data set, and compare it with those of earlier runs.
 
         Raises
         ------
         TrakStoreError
-            The same rank has stored measures of other samples there.
+            When the same rank has stored measures of other samples there.
         """
-        # All parts of a run have one description: a hash that comes after the first of them is late.
+        # All parts of a run have one description: once a part is stored, the hash comes too late.
         if not self._parts and not self._waiting:
             self._run = replace(self._run, digest=digest)
             self._refuse_other_data("digest", "samples whose contents have the hash {:.8}")
@@ -147,7 +149,7 @@ class TrainingRecorder:
     def _refuse_other_data(self, field: str, words: str) -> None:
         given = getattr(self._run, field)
         known = [value for run in self._earlier if (value := getattr(run, field)) is not None]
-        # Their rows would be taken for one data set: an id names another sample in each.
+        # The same id would name different samples in the two, and their rows would be mixed.
         if given is not None and known and known[-1] != given:
             raise TrakStoreError(
                 f"{self.location} has training dynamics of another data set as {self.split!r}: of "
@@ -162,7 +164,8 @@ class TrainingRecorder:
         waiting, self._waiting, self._epochs, self._held = self._waiting, [], set(), 0
         ids = np.concatenate([_on_cpu(batch[1]) for batch in waiting])
         epochs = np.concatenate([np.full(len(batch[2]), batch[0]) for batch in waiting])
-        # On the caller's stream of a GPU, which has them in order: another thread's may run ahead.
+        # This copies on the caller's GPU stream, behind the work that made the measures; a copy in
+        # another thread might run before it.
         measures = torch.cat([batch[2] for batch in waiting]).cpu()
         need_classes(measures, epochs)
         self._need_few(ids)
@@ -205,12 +208,12 @@ class TrainingRecorder:
 
 
 def _name_and_time() -> tuple[str, str]:
-    """Return what tells a new run: a name of its own, and the time."""
+    """Return a new run's own name, and the time."""
     return uuid.uuid4().hex[:12], datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _ids(given: Any) -> NDArray[Any] | Tensor:
-    """Return a copy of ids; those on a GPU stay there, since training does not wait for it here."""
+    """Return a copy of ids; those on a GPU stay there, so that training does not wait for them."""
     if isinstance(given, Tensor):
         given = given.detach()
     ids = given.clone() if isinstance(given, Tensor) and given.is_cuda else as_ids(given)

@@ -1,4 +1,4 @@
-"""The forward pass, watched: the layers that it calls, and the places of samples in their tensors."""
+"""A watched forward pass: the layers that it calls, and the places of samples in its tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trakstore.features.sharding import WHOLE, Sharding
 
 __all__ = ["Key", "Recorder", "Untrusted", "expanded"]
 
-# Parameters that a layer uses, and how often they were used before in this pass.
+# Names of the parameters that a layer uses, and how often they were used before in this pass.
 Key = tuple[tuple[str, ...], int]
 Observer = Callable[[Key, Layer, Call, Tensor, Mark], Tensor]
 
@@ -30,15 +30,15 @@ _METHODS = """
 size dim numel nelement stride is_floating_point is_complex is_contiguous element_size ndimension
 __len__ storage_offset get_device data_ptr is_inference __hash__
 """
-# Functions that give no tensors, and tell nothing of the data: they pass at once, being so many.
+# Getters that return no tensor and reveal nothing of the data: they are called too often to be watched.
 _UNWATCHED = {getattr(Tensor, name).__get__ for name in _GETTERS.split()}
 _UNWATCHED |= {getattr(Tensor, name) for name in _METHODS.split()}
-# Of these, functions that tell how many dimensions there are, and of what sizes.
+# Those among them that reveal how many dimensions a tensor has, or their sizes.
 _SIZES = {
     getattr(Tensor, name) for name in ("size", "dim", "numel", "nelement", "__len__", "ndimension")
 }
 _SIZES |= {getattr(Tensor, name).__get__ for name in ("shape", "ndim")}
-# And of these, those that tell the sizes.
+# Those among them that reveal the sizes.
 _LENGTHS = {getattr(Tensor, name) for name in ("size", "numel", "nelement", "__len__")}
 _LENGTHS.add(Tensor.shape.__get__)  # type: ignore[attr-defined]
 
@@ -59,12 +59,12 @@ class Recorder(TorchFunctionMode):
     names : mapping of id to str
         Canonical names of parameters.
     observer : callable
-        Gets the layer's key, the layer, the call, its output and the output's mark; gives the output
-        with which the model goes on.
+        Function that is given the layer's key, the layer, the call, its output and the output's mark;
+        it returns the output with which the model goes on.
     following : Following
         Places of the samples.
     products : sequence of Module
-        Modules of the model whose products with constants are out of sight.
+        Modules whose products with constants are computed in code that cannot be watched.
     sharding : Sharding
         Spread of the model over ranks.
 
@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
     autocast : bool
         Whether the model turned on autocast.
     tops : list of Node
-        Functions behind which all parameters are, where that is less than the output's whole graph.
+        Nodes behind which all parameters are, if these are not simply the output's.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Recorder(TorchFunctionMode):
         self.tops: list[Node] = []
 
     def outputs(self, output: ModelOutput, model: nn.Module, batch: Any) -> RowOutputs:
-        """Compute outputs of a batch, watched: all of it, or where that does, the model's calls."""
+        """Compute outputs of a batch, watched throughout or, if that suffices, in the model's calls."""
         marked = each_tensor(self._following.begin, batch)
         carrying = self._sharding.carrying(self._following.carry)
         with carrying, noticing(self._products, self._following.multiplied):
@@ -103,7 +103,7 @@ class Recorder(TorchFunctionMode):
 
     def _outputs(self, output: ModelOutput, model: nn.Module, marked: Any) -> RowOutputs:
         if output.calls_alone:
-            # The graph above the model's answers is the output's own, and needs no look.
+            # Beyond the model's answers, the output's own graph uses no parameter.
             answers: list[Any] = []
             rows = output(partial(self._watched, model, answers), marked)
             tops: list[Any] = [getattr(answer, "grad_fn", None) for answer in answers]
@@ -152,7 +152,7 @@ class Recorder(TorchFunctionMode):
                 self._following.measured(args[0])
             return func(*args, **kwargs)
         if func in SEEN_THROUGH:
-            # A mode is off while it handles a function: it is turned on again for those within.
+            # A mode is off while it handles a function: it is turned on again for the calls within.
             with self:
                 return SEEN_THROUGH[func](*args, **kwargs)
         if is_meeting(func) and torch.is_grad_enabled():
@@ -160,7 +160,8 @@ class Recorder(TorchFunctionMode):
         matcher = MATCHERS.get(func)
         call = Call(args, kwargs, self._names) if matcher else None
         layer = matcher(call) if matcher and call else None
-        # A parameter that goes in as an activation (of `linear(latents, weight)`) is no layer's.
+        # A parameter that enters as an activation, as in `linear(latents, weight)`, is not the layer's
+        # weight.
         if layer is not None and call is not None and not call.is_of(layer):
             layer = None
         out = self._following.passed(func, args, kwargs, func(*args, **kwargs))
@@ -174,7 +175,7 @@ class Recorder(TorchFunctionMode):
     def _with_rows(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Give a row for each sample to what was derived from parameters, where it meets samples."""
+        """Give what was derived from parameters a row for each sample, where it meets samples."""
         of = self._following.of
         for one in (*args, *kwargs.values()):
             if isinstance(one, Tensor) and one.grad_fn is not None and of(one) is Unplaced.FREE:
@@ -194,15 +195,15 @@ class Recorder(TorchFunctionMode):
         return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
 
     def _rows_of(self, tensor: Tensor, others: list[Tensor]) -> Tensor:
-        """Return a tensor with a row for each sample, which is observed; the same where that fails."""
+        """Return a tensor with an observed row for each sample, or the tensor itself."""
         met = repeated_at(tensor, others, self._following.of)
         if met is None and self._following.batch == 1 and tensor.ndim:
-            met = list(tensor.shape), Axis(0, len(tensor))  # any rows are those of a single sample
+            met = list(tensor.shape), Axis(0, len(tensor))  # of one sample: any rows are its own
         layer = Derived.of(tensor, self._names) if met else None
         if met is None or layer is None:
             return tensor
         shape, axis = met
-        # A leaf: the backward pass ends here, and what is before it is done by the layer.
+        # A new leaf ends the backward pass here; the layer continues it to the parameters.
         rows = tensor.detach().expand(shape).requires_grad_()
         self._following.place(rows, axis)
         alone = Call((), {}, self._names)
@@ -223,7 +224,7 @@ class Recorder(TorchFunctionMode):
 
 @contextmanager
 def _called_once(model: nn.Module) -> Iterator[Callable[[], int]]:
-    """Let a model give its first answer again at all further calls, which are counted."""
+    """Make a model return its first answer in all later calls; yields a function that counts calls."""
     forward, before = model.forward, "forward" in vars(model)
     answers: list[Any] = []
     calls = 0
@@ -247,7 +248,7 @@ def _called_once(model: nn.Module) -> Iterator[Callable[[], int]]:
 
 
 def expanded(tensor: Tensor, batch: int) -> Tensor:
-    """Repeat a tensor without samples for each of them, without a copy."""
+    """Repeat a tensor that has no samples for each sample, as a view."""
     if tensor.ndim and tensor.shape[0] == 1:
         return tensor.expand(batch, *tensor.shape[1:])
     return tensor.expand(batch, *tensor.shape)

@@ -1,4 +1,4 @@
-"""Records of a worker's runs, and of the splits that its job is still to write."""
+"""Records of a worker's runs, and of splits that its job has still to write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def note_rest(
 
 
 def run_of(job: Job, task: SplitTask, worker: Worker, began: str) -> Run:
-    """Make the record of a worker's run over a split that ends now."""
+    """Make the record of a worker's run over a split, which ends now."""
     split = task.writer.split
     return Run(
         split.epoch,

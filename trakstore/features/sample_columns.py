@@ -1,4 +1,4 @@
-"""Columns of samples that are dicts: what a model and its output take, and what is carried along."""
+"""Columns of samples that are dicts: those a model and its output take, and those left aside."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ __all__ = ["SampleColumns"]
 
 log = logging.getLogger("trakstore")
 
-_NAMES = re.compile(r"(.*_)?(id|idx|index)")  # of columns whose one number tells samples apart
+# Names of columns whose one number tells samples apart.
+_NAMES = re.compile(r"(.*_)?(id|idx|index)")
 
 
 @dataclass(frozen=True)
 class SampleColumns:
-    """Columns that a model and its output take of samples that are dicts.
+    """Columns of dict samples that a model and its output take.
 
     Attributes
     ----------
     arguments : frozenset of str
-        Names in the signature of the model's forward; empty where it has none.
+        Parameter names in the signature of the model's forward; empty where it has none.
     read : frozenset of str or None
-        Columns that the output reads besides; None where it may read any.
+        Further columns that the output reads; None where it may read any.
     """
 
     arguments: frozenset[str]
@@ -44,15 +45,15 @@ class SampleColumns:
         return cls(named_arguments(model), output.columns)
 
     def without_metadata(self, samples: list[Any]) -> list[Any]:
-        """Leave out what can be no input: texts and other objects, names of samples, another label."""
+        """Leave out what cannot be an input: texts, other objects, sample ids, the other label."""
         columns = _columns(samples)
         aside = {name for name, values in columns.items() if self._is_metadata(name, values)}
         return _without(aside | self._other_label(columns, _single), samples)
 
     def as_trainer(self, samples: list[Any]) -> list[Any]:
-        """Leave out all columns that forward does not name, as the ``Trainer`` of transformers does.
+        """Leave out all columns that forward does not name, as ``Trainer`` of transformers does.
 
-        Those that the output reads stay. Where it may read any, all numbers stay.
+        Those that the output reads stay. Where it may read any, all columns of numbers stay.
         """
         samples = self.without_metadata(samples)
         if self.read is None or not self.arguments:
@@ -62,7 +63,7 @@ class SampleColumns:
         return _without(_columns(samples).keys() - kept, samples)
 
     def of_batch(self, batch: Any) -> Any:
-        """Leave out of a batch what a collator carried along: no numbers, or another label."""
+        """Leave out of a batch what a collator carried along: non-numbers, or the other label."""
         if not isinstance(batch, dict):
             return batch
         aside = {k for k, value in batch.items() if self._foreign(k) and not _has_numbers(value)}
@@ -70,7 +71,7 @@ class SampleColumns:
         return _without(aside | self._other_label(columns, _single_each), [batch])[0]
 
     def _foreign(self, name: str) -> bool:
-        """Tell whether neither the model nor the output is known to take a column."""
+        """Tell whether a column is known to be taken neither by the model nor by the output."""
         return name not in self.arguments and name not in (self.read or ())
 
     def _is_metadata(self, name: str, values: list[Any]) -> bool:
@@ -78,14 +79,15 @@ class SampleColumns:
             return False
         if not any(map(_has_numbers, values)):
             return True
-        # A number may be what the function of a user weighs samples by, whatever its name.
+        # Where the output may read any column, a number may be what it weighs samples by, whatever its
+        # name.
         return self.read is not None and bool(_NAMES.fullmatch(name)) and all(map(_single, values))
 
     def _other_label(self, columns: Mapping[str, list[Any]], single: Any) -> set[str]:
-        """Return the one of ``label`` and ``labels`` that is of another task than the output's.
+        """Return the one of ``label`` and ``labels`` that belongs to another task than the output's.
 
-        An output of sequences reads ``labels`` alone: one label a sample is a class of the whole text.
-        One of classes reads either, and of both the one that is a single number.
+        An output of sequences reads ``labels`` alone: one label a sample would be a class of the whole
+        text. An output of classes reads either; where both are there, the one that is a single number.
         """
         if self.read is None or "label" not in columns or "label" in self.arguments:
             return set()
@@ -114,7 +116,7 @@ def _without(aside: set[str], samples: list[Any]) -> list[Any]:
 
 @cache
 def _tell(names: tuple[str, ...]) -> None:
-    """Say what is left out: once in a process, however many batches have it."""
+    """Log the names of columns that are left out: once in a process, not for every batch."""
     log.info(
         "columns that are carried along, since neither the model's forward nor its output takes them: "
         "%s",
@@ -123,7 +125,7 @@ def _tell(names: tuple[str, ...]) -> None:
 
 
 def _has_numbers(value: Any) -> bool:
-    """Tell whether all that a value holds is numbers, of which there is one or more."""
+    """Tell whether a value holds one or more numbers, and nothing else."""
     leaves = tree.tree_leaves(value)
     return bool(leaves) and all(map(_is_number, leaves))
 

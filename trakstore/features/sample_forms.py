@@ -1,4 +1,4 @@
-"""Forms of samples, by which one is found that is unlike the others."""
+"""Forms of samples, by which one that differs from the others is found."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["forms", "unlike"]
 def forms(sample: Any, *, shapes: bool) -> list[str]:
     """Return the form of each number or tensor of a sample, with its place in it.
 
-    Whole numbers and floats of Python are of one form: a table has either in one column. Without
-    ``shapes``, tensors of as many dimensions are.
+    Integers and floats of Python have one form, since a table has either in one column. Without
+    ``shapes``, tensors with equally many dimensions have one form.
     """
     whole = dict(sample) if isinstance(sample, Mapping) else sample
     named = []
@@ -32,7 +32,7 @@ def forms(sample: Any, *, shapes: bool) -> list[str]:
 
 
 def unlike(sample: list[str], first: list[str]) -> str:
-    """Say what of a sample's forms is not as in the first sample; nothing where all are alike.
+    """Say how a sample's forms differ from the first sample's; an empty text where they do not.
 
     Examples
     --------

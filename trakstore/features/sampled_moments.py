@@ -20,7 +20,7 @@ from trakstore.features.footprint import peak_bytes, tensor_bytes
 from trakstore.features.gradients import FeatureRows, batch_size, cut
 from trakstore.features.job import Job
 from trakstore.features.outputs import ModelOutput
-from trakstore.features.padded_rows import try_padding
+from trakstore.features.padded_rows import WatchedReader
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.plain import copied
 from trakstore.features.projectors.sign_sums import SignSums
@@ -35,7 +35,7 @@ __all__ = ["sampled_moments"]
 log = logging.getLogger("trakstore")
 
 _SAMPLES = 512
-_AT_ONCE = 8  # samples that share signs: the more draws of signs, the less noise
+_AT_ONCE = 8  # samples that share random signs: more groups average out more of the signs' noise
 
 
 def sampled_moments(
@@ -47,24 +47,24 @@ def sampled_moments(
 ) -> dict[str, Moments]:
     """Estimate the second moments of loss gradients at the model's present weights.
 
-    The samples are 512 of the split at equal distances, or all. Labels are drawn from the model's own
+    512 samples of the split are used, at equal distances, or all. Labels are drawn from the model's own
     predictions, so that the moments are the diagonal of its Fisher matrix.
 
     Parameters
     ----------
     job : Job
-        Its model is in eval mode, on the device.
+        Job whose model is in eval mode, on the device.
     output : ModelOutput
-        One whose labels can be drawn.
+        Output whose labels can be drawn.
     split : str
         Data set of the job.
     sharding : Sharding
-        Spread of the model over ranks, which all compute the same here.
+        Spread of the model over ranks, all of which compute the same moments.
 
     Returns
     -------
     dict of name to Moments
-        Of every selected parameter, in model order.
+        Moments of every selected parameter, in model order.
 
     Raises
     ------
@@ -86,11 +86,11 @@ def sampled_moments(
     limit = None if job.memory_limit is None else byte_count(job.memory_limit)
     within = _Within(engine, limit)
     groups = [chosen[start:stop] for start, stop in ranges(len(chosen), _AT_ONCE)]
-    reader = BatchReader(batches, _AT_ONCE)
-    first = reader.together(groups[0][:2])
+    where = f"scale of {split}"
+    reader = WatchedReader(BatchReader(batches, _AT_ONCE), engine, labels, where)
+    first = batches.picked(groups[0][:2].tolist())
     with explained(job.model, output, first):
         output.check(job.model, copied(first))
-        try_padding(reader, groups, engine, labels.labelled, f"scale of {split}")
     for draw, rows in enumerate(groups):
         sums.draw = draw
         for read in reader.picked(rows):
@@ -116,10 +116,10 @@ def sampled_moments(
 
 @dataclass
 class _Within:
-    """Samples whose gradients are computed at once: fewer where memory is short, as of blocks.
+    """Samples whose gradients are computed at once: fewer where memory is short, as for blocks.
 
-    All samples of a group have its signs, so that how many of them are computed at once changes no more
-    than roundings.
+    A whole group of samples shares its signs, so that the number computed at once changes the sums by
+    rounding alone.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class _Within:
         Bytes beside the model.
     at_once : int
     measured : int
-        Bytes of the largest sample whose need was counted.
+        Bytes of the largest sample whose need of memory was counted.
     """
 
     engine: FactorisedEngine
@@ -142,14 +142,14 @@ class _Within:
         if self.limit is None or tensor_bytes(one) <= self.measured:
             return
         self.measured, count = tensor_bytes(one), batch_size(batch)
-        # Once before: the first call prepares what later ones share.
+        # A first call prepares what later ones share: it must not be counted.
         self.engine.rows(one)
         alone = peak_bytes(lambda: self.engine.rows(one))
         both = cut(batch, 0, 2)
         each = max(1, peak_bytes(lambda: self.engine.rows(both)) - alone)
-        # What does not grow with the samples may be buffers of a thread, and was counted on one.
+        # Memory that does not grow with the samples may be buffers of a thread, counted here for one.
         buffers = torch.get_num_threads() * max(0, alone - each)
-        # The sums, and the samples that share signs, which are read at once.
+        # Held besides: the sums, and the batch of samples that share signs.
         held = 8 * self.engine.projector.dim + tensor_bytes(batch)
         what = "estimating second moments of gradients (scale='samples') from one sample at a time"
         fixed = buffers + held + self.engine.gradient_bytes

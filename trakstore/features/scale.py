@@ -11,7 +11,7 @@ from trakstore.quantities import shown
 
 __all__ = ["ESTIMATED", "Scale", "as_scale"]
 
-# Second moments of samples, of the optimizer, in a file of it, or given.
+# "samples" or "adam", the path of an optimizer's file, or given second moments.
 Scale: TypeAlias = str | Path | Mapping[str, Any] | None
 ESTIMATED = ("samples", "adam")
 

@@ -1,4 +1,4 @@
-"""The scale of a store's gradients: the one that it has, or the one that a job asks for."""
+"""The scale of a store's gradients: the one that it has, or for a new store the job's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["ChosenScale", "new_scale", "scale_of_store"]
 
 @dataclass(frozen=True)
 class ChosenScale:
-    """Factors of all parameters, and what the store's spec says of them."""
+    """Factors of all parameters, and their description in the store's spec."""
 
     spec: ScaleSpec
     factors: Factors
@@ -47,7 +47,7 @@ class ChosenScale:
 
 
 def scale_of_store(store: FeatureStore, job: Job, parameters: ParameterSpec) -> ChosenScale | None:
-    """Read the scale that a store has, if the job asks for one like it, or leaves it open.
+    """Read a store's scale, if the job asks for the same one, or leaves it open.
 
     Raises
     ------
@@ -87,12 +87,12 @@ def new_scale(
     device: torch.device,
     sharding: Sharding = WHOLE,
 ) -> ChosenScale | None:
-    """Make the scale that a job asks for, at the model's present weights; None where it asks for none.
+    """Make the scale that a job asks for, at the model's present weights; None without one.
 
     Parameters
     ----------
     split : str
-        Data set whose samples are taken, where they are.
+        Data set from which samples are taken, if the scale is estimated.
     sharding : Sharding
         Spread of the model over ranks.
     """

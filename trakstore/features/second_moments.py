@@ -1,8 +1,8 @@
-"""Second moments of gradients, factored: what each parameter's gradients are divided by.
+"""Second moments of gradients, factored, whose fourth roots divide the gradients.
 
 A matrix of second moments v is kept as its row and column means, v[r, c] ≈ R[r]·C[c]/mean, as in
-Adafactor (Shazeer and Stern, 2018). Rows r of the factors divide by R^(1/4), columns by C^(1/4), so
-that features of two samples have products that are divided by √v, as a step of Adam is.
+Adafactor (Shazeer and Stern, 2018). Rows r are divided by R^(1/4) and columns by C^(1/4), so that
+products of two samples' features are divided by √v, as a step of Adam is.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from trakstore.spec import ParameterSpec
 
 __all__ = ["Moments", "factored", "scale_factors"]
 
-# A row or column whose moment is less than this share of the mean counts as this: what was never seen
-# in some samples would be multiplied without bound.
+# A row or column whose moment is less than this share of the mean is raised to it: one that some
+# samples never touched would otherwise be multiplied without bound.
 _LEAST = 1e-4
 
 
@@ -40,17 +40,17 @@ class Moments(NamedTuple):
 
 
 def factored(moments: Mapping[str, Tensor], parameters: ParameterSpec) -> dict[str, Moments]:
-    """Factor second moments that were given as whole tensors.
+    """Factor second moments that are given as whole tensors.
 
     Parameters
     ----------
     moments : mapping of name to Tensor
-        Second moments of every parameter of the spec, of its shape, not negative.
+        Second moments of every parameter of the spec, in its shape, none negative.
 
     Raises
     ------
     TrakStoreError
-        When a parameter has none, or of another shape.
+        When a parameter has none, or one of another shape.
     NumericsError
         When one is negative or not finite.
     """
@@ -75,8 +75,8 @@ def factored(moments: Mapping[str, Tensor], parameters: ParameterSpec) -> dict[s
 def scale_factors(moments: Mapping[str, Moments]) -> dict[str, tuple[Tensor, Tensor]]:
     """Compute the factors of rows and columns, float32, that divide gradients by v^(1/4).
 
-    They are all multiplied by one number, with which scaled gradients are as long in the mean as they
-    were: Σ v = s² Σ √v.
+    One further number multiplies all of them, so that scaled gradients have the old mean squared
+    length: Σ v = s² Σ √v.
 
     Raises
     ------
@@ -97,12 +97,12 @@ def scale_factors(moments: Mapping[str, Moments]) -> dict[str, tuple[Tensor, Ten
 
 def _bounded(moments: Moments) -> Moments:
     mean = moments.rows.mean()
-    # The means of rows that are bounded have another mean than those of columns, by a trifle.
+    # Rows and columns that are raised no longer have quite the same mean, which does no harm.
     return Moments(*(one.clamp(min=_LEAST * float(mean)) for one in moments))
 
 
 def _sum_of_roots(moments: Moments) -> float:
-    """Compute the sum of √v over a parameter, with v as its factors have it."""
+    """Compute the sum of √v over a parameter, where v is the product of its factors."""
     mean = float(moments.rows.mean())
     return (
         float(moments.rows.sqrt().sum() * moments.columns.sqrt().sum()) / mean**0.5 if mean else 0.0
@@ -111,7 +111,7 @@ def _sum_of_roots(moments: Moments) -> float:
 
 def _factors(moments: Moments, whole: float) -> tuple[Tensor, Tensor]:
     mean = float(moments.rows.mean())
-    if not mean:  # a parameter without gradients: there is nothing to scale
+    if not mean:  # the parameter has no gradients, and so nothing to scale
         return torch.ones(len(moments.rows)), torch.ones(len(moments.columns))
     rows, columns = (one**-0.25 * mean**0.125 for one in moments)
     return (rows * whole).to(torch.float32), columns.to(torch.float32)

@@ -1,4 +1,4 @@
-"""Ordinary backward passes of the first samples, and how far rounding takes others from them."""
+"""Ordinary backward passes of the first samples, and the differences that rounding makes in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trakstore.spec import ParameterSpec, ProjectionSpec
 __all__ = ["Samples", "Truth", "disagreeing", "features_alone", "most_tolerance"]
 
 _CHECK = ProjectionSpec("sjlt", dim=256, seed=2**63)
-_ROUNDINGS = 8  # times the difference that rounding was seen to make: all below is laid to it
+_ROUNDINGS = 8  # times the observed rounding: smaller differences are taken to be rounding
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Samples:
         return torch.zeros(rows, dim, dtype=torch.float32, device=first_device(self.model))
 
     def gradients(self, take: Callable[[int, str, Tensor], None]) -> None:
-        """Give the number of a sample, a parameter's name, and the gradient ``(1, rows, rest)``."""
+        """Call ``take`` with a sample's number, a name, and the gradient ``(1, rows, rest)``."""
         for i in range(self.count):
             self._backward(cut(self.batch, i, i + 1), partial(take, i))
 
     def signed(self, signs: Tensor, take: Take) -> None:
-        """Give gradients ``(1, rows, rest)`` of the outputs' sum with signs: one backward pass."""
+        """Call ``take`` with gradients ``(1, rows, rest)`` of the outputs' sum with signs: one pass."""
         self._backward(self.batch, take, signs)
 
     def _backward(self, batch: Any, take: Take, signs: Tensor | None = None) -> None:
@@ -87,8 +87,8 @@ def features_alone(
 class Truth:
     """Sketches of each parameter's true gradients.
 
-    A wrong gradient has another sketch, but for a chance that no test will live to see; gradients
-    themselves are held for one sample at a time, like in training.
+    A wrong gradient has another sketch, except with negligible probability. Gradients themselves are
+    held for one sample at a time, as in training.
 
     Attributes
     ----------
@@ -97,10 +97,10 @@ class Truth:
         Projector that makes the sketches.
     sketches : dict of name to Tensor, shape (samples, dim)
     features : Tensor, shape (samples, features)
-        Sum of all gradients as the engine's projector has them.
+        Sum of all projected gradients, by the engine's own projector.
     tolerance : float
-        Relative error of a gradient that rounding explains: some times the difference between these
-        samples one by one and all of them in one backward pass, within what the dtypes suggest.
+        Relative error of a gradient that rounding explains: a multiple of the difference between these
+        samples one by one and all in one backward pass, within bounds that the dtypes suggest.
     """
 
     samples: Samples
@@ -111,7 +111,7 @@ class Truth:
 
     @classmethod
     def of(cls, samples: Samples, projector: Projector) -> Truth:
-        """Sketch one backward pass a sample, and compare one of all, without any of the engines."""
+        """Sketch gradients of a pass for each sample, and compare one pass of all; no engine runs."""
         shapes = {name: tuple(p.shape) for name, p in samples.parameters.items()}
         checker = make_projector(_CHECK, ParameterSpec(tuple(shapes.items())))
         if spans := samples.sharding.spans(samples.parameters):
@@ -124,8 +124,8 @@ class Truth:
             projector.add(features[i : i + 1], name, tile)
 
         samples.gradients(take)
-        # The same gradients once more, summed with signs in one pass: the difference is what another
-        # order of the same sums does in this model and these dtypes.
+        # The same gradients are summed once more, with signs and in one pass: the difference shows what
+        # another order of the same sums changes in this model and these dtypes.
         signs = torch.ones(samples.count, dtype=torch.float32)
         signs[1::2] = -1
         together = {name: samples.zeros(1, checker.dim) for name in shapes}
@@ -136,7 +136,7 @@ class Truth:
         sketches = dict(zip(shapes, alone, strict=True))
         signed = torch.einsum("i,nid->nd", signs.to(alone), alone)
         scale = alone.norm()
-        # Samples that are not finite say nothing of rounding, and may be skipped: others follow.
+        # Samples that are not finite reveal nothing about rounding, and may be skipped: others follow.
         known = bool(scale) and bool(scale.isfinite())
         rounding = float((own - signed).norm() / scale) if known else 0.0
         least = max(1e-4, 4 * _precision(samples))
@@ -144,22 +144,22 @@ class Truth:
         return cls(samples, checker, sketches, total(features), tolerance)
 
     def projects_to(self, features: Tensor, projector: Projector, names: set[str]) -> bool:
-        """Tell whether these are the projected gradients of some parameters."""
+        """Tell whether features are the projected gradients of some parameters."""
         expected = self.features
         if names != self.samples.parameters.keys():
             expected = features_alone(self.samples, projector, names).to(features)
-        # NaN passes: rows that are not finite are refused, or skipped, when they are stored, by their
-        # numbers, and are no fault of an engine.
+        # NaN passes: rows that are not finite are refused or skipped when they are stored, and are no
+        # fault of an engine.
         return not bool((features - expected).norm() > self.tolerance * expected.norm())
 
 
 def most_tolerance(samples: Samples) -> float:
-    """Return the relative difference above which nothing is laid to rounding."""
+    """Return the relative difference above which rounding explains nothing."""
     return max(2e-3, float(_precision(samples) ** 0.5))
 
 
 def _precision(samples: Samples) -> float:
-    """Return the unit of the coarsest dtype that the model computes with."""
+    """Return the rounding unit of the coarsest dtype with which the model computes."""
     dtypes = {p.dtype for p in samples.parameters.values()} | {samples.output.dtype}
     own = max(torch.finfo(dtype).eps for dtype in dtypes if dtype is not None)
     on_gpu = any(parameter.is_cuda for parameter in samples.parameters.values())
@@ -167,9 +167,9 @@ def _precision(samples: Samples) -> float:
 
 
 def disagreeing(truth: Truth, sketches: Mapping[str, Tensor], names: set[str]) -> set[str]:
-    """Return those of the parameters whose sketches are not the true ones.
+    """Return those parameters whose sketches differ from the true ones.
 
-    Gradients that are a millionth of all (a key's bias in attention) are rounding errors anyway.
+    Gradients of about a millionth of the whole (a key's bias in attention) are rounding errors anyway.
     """
     scale = torch.stack([truth.sketches[name] for name in sorted(truth.sketches)]).norm()
     wrong = set()

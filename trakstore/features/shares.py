@@ -1,7 +1,6 @@
-"""Blocks that a worker writes: its own share of a split, then what others have not come to.
+"""Blocks that a worker writes: its own share of a split, then those that others have not begun.
 
-Workers do not speak with each other, but for ranks of one sharded model: markers of blocks say what is
-there.
+Workers do not communicate, except the ranks of one sharded model: markers of blocks say what is there.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ __all__ = ["do_share", "help_others"]
 
 
 def do_share(task: SplitTask, worker: Worker, line: ProgressLine) -> Featurized:
-    """Write the blocks that are this rank's duty: they depend on count, rank and world alone."""
+    """Write the blocks that are this rank's share, which depends on count, rank and world alone."""
     missing = set(task.missing())
     own = share(task.writer.spec.blocks, worker.rank, worker.world)
     done = _write([block for block in own if block in missing], task, line)
-    # Of a block of its own, it was a helper who was faster.
+    # A block of this worker's share that was committed twice was taken over by a helper.
     return replace(done, overtaken=done.repeated, repeated=0)
 
 
 def help_others(task: SplitTask, worker: Worker, line: ProgressLine) -> Featurized:
-    """Write blocks until none is missing: half of them between two listings, so that those are few.
+    """Write blocks until none is missing, half of the missing ones between two listings.
 
-    Each block's marker is looked at just before. The last few missing blocks are most likely in the
-    hands of other workers: those are first given the time that a block takes.
+    Each block's marker is checked just before it is begun. The last missing blocks are most likely
+    being written by other workers, who are first given the time that a block takes.
     """
     done, began, waited = Featurized(0, 0, 0.0), time.monotonic(), False
-    # Each helper has an order of its own, so that helpers spread over what is missing.
+    # Each helper shuffles in its own way, so that helpers spread over the missing blocks.
     choice = random.Random(worker.rank)
     while missing := task.missing():
         if len(missing) < worker.world and not waited:
@@ -76,6 +75,6 @@ def _write(blocks: list[int], task: SplitTask, line: ProgressLine) -> Featurized
 
 
 def _show_others(task: SplitTask, line: ProgressLine) -> None:
-    """Count what other workers committed, when it is time for that: one listing."""
+    """Count what other workers committed, by one listing, when the progress line is due."""
     if line.wants_a_look():
         line.reach(task.writer.split.status().written_rows)

@@ -1,4 +1,4 @@
-"""Batches of sequences of like length, so that little of them is padding."""
+"""Batches of sequences of similar length, so that little of them is padding."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 __all__ = ["MOST_PADDING", "POOL", "batches_by_length", "padded_share", "sequence_length"]
 
-POOL = 32  # batches' worth of samples that are read and sorted at once
+POOL = 32  # batches of samples that are read together and sorted
 MOST_PADDING = 0.1  # share of a batch
 
 
 def sequence_length(sample: Any) -> int | None:
-    """Return the number of tokens of a sample, of all its sequences; None where it has no token ids.
+    """Return the number of tokens of a sample's sequences; None where it has no token ids.
 
-    Labels of another length than the tokens are a target of their own.
+    Labels of another length than the tokens are a sequence of their own.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def sequence_length(sample: Any) -> int | None:
 
 
 def padded_share(lengths: NDArray[np.int64]) -> float:
-    """Return the share of padding where sequences are padded to the longest of them.
+    """Return the share of padding when sequences are padded to the longest of them.
 
     Examples
     --------
@@ -50,10 +50,10 @@ def padded_share(lengths: NDArray[np.int64]) -> float:
 
 
 def batches_by_length(lengths: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Divide sequences into batches of ``size`` or fewer, of which a tenth or less is padding.
+    """Divide sequences into batches of at most ``size``, at most a tenth of each padding.
 
-    They depend on the lengths alone, and not on who asks: features that several workers compute are
-    those of one to the bit.
+    The batches depend on the lengths alone, not on the worker: features computed by several workers
+    equal those of one to the bit.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ def batches_by_length(lengths: NDArray[np.int64], size: int) -> list[NDArray[np.
     Returns
     -------
     list of ndarray of int64
-        Positions of the sequences of each batch. The longest come first, so that memory that does not
-        suffice is known early.
+        Positions of the sequences of each batch. The longest come first, so that too little memory
+        shows early.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def batches_by_length(lengths: NDArray[np.int64], size: int) -> list[NDArray[np.
     batches, begin, tokens = [], 0, 0
     for at, length in enumerate(lengths[order].tolist()):
         longest, count = int(lengths[order[begin]]), at - begin
-        # Of one long sequence and several short ones most is padding: a batch ends before that.
+        # A batch ends before it would be mostly padding, with one long sequence and many short ones.
         if count == size or (
             count and tokens + length < (1 - MOST_PADDING) * longest * (count + 1)
         ):

@@ -17,15 +17,15 @@ class Spent(SecondsByPart):
     Attributes
     ----------
     preparing : float
-        Checks of the model and the data set, and the first two samples, computed for them.
+        Checking the model and the data set, and computing the first samples for that.
     reading : float
-        Waiting for samples that the data set had not given yet.
+        Waiting for samples from the data set.
     computing : float
         Computing gradients and their projection; on a GPU also waiting for it.
     writing : float
-        Waiting for the storage: what was written behind the computation costs nothing here.
+        Waiting for the storage; writing in the background of the computation is not counted.
     helping : float
-        All else: markers, and waiting for blocks that other workers have in hand.
+        The rest: markers, and waiting for blocks that other workers are writing.
     """
 
     preparing: float = 0.0
@@ -42,19 +42,19 @@ class Featurized:
     Attributes
     ----------
     rows, blocks : int
-        Numbers that were written.
+        Rows and blocks that this worker wrote.
     seconds : float
-        Time that it took, without the preparation.
+        Time without the preparation.
     bytes : int
-        Size of the features.
+        Size of the features written.
     spent : Spent
         Parts of the time.
     prepared : Preparation
-        Parts of the time that it took to prepare, of those that are measured.
+        Parts of the preparation, as far as they are measured.
     overtaken : int
-        Rows of its own share that a worker which had finished its own committed first.
+        Rows of its own share that a helping worker committed first.
     repeated : int
-        Rows that it helped with, and that the worker which had them in hand committed first.
+        Rows that it helped with, but that their own worker committed first.
 
     Examples
     --------
@@ -87,6 +87,6 @@ class Featurized:
         )
 
     def within(self, seconds: float) -> Featurized:
-        """Return the same of so many seconds: those before and between the blocks are preparation."""
+        """Return the same with a total of ``seconds``: time outside blocks counts as preparation."""
         before = max(0.0, seconds - self.seconds)
         return replace(self, spent=replace(self.spent, preparing=before))

@@ -1,4 +1,4 @@
-"""The samples of a split: a job's data set as it is, or each sample some times with drawn labels."""
+"""The samples of a split: a job's data set as it is, or with several drawn labels for each sample."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class SplitSamples:
     Attributes
     ----------
     given : map-style data set
-        The job's own.
+        Data set of the job.
     given_ids : ndarray
         Names of its samples.
     draws : int
         Rows of each sample whose labels are drawn from the model; 0 for samples as they are.
     seed : int
-        Number that the draws follow from.
+        Seed of the draws.
     ids : ndarray, shape (rows,)
         Names of the rows.
     """
@@ -53,7 +53,7 @@ class SplitSamples:
 
     @classmethod
     def of(cls, job: Job, split: str) -> SplitSamples:
-        """Take those of a split that the job has."""
+        """Return the samples of a split of a job."""
         own = layout.own_split(split)
         dataset, draws = job.datasets[own], job.draws_of(split)
         count = dataset_rows(dataset, f"the data set {own!r}")
@@ -61,7 +61,7 @@ class SplitSamples:
 
     @property
     def each(self) -> int:
-        """Rows of each sample."""
+        """Number of rows of each sample."""
         return max(1, self.draws)
 
     @property
@@ -76,11 +76,11 @@ class SplitSamples:
         return f"{own}~{self.draws}x{self.seed}" if self.draws else own
 
     def first_rows(self, samples: Sequence[int]) -> list[int]:
-        """Return the first row of each of some samples."""
+        """Return the first row of each of the given samples."""
         return [at * self.each for at in samples]
 
     def of_first(self, rows: int) -> list[SplitSamples]:
-        """Return those of the first ``rows`` rows, which are whole samples: there is one choice."""
+        """Return, in a list of one, the samples that have the first ``rows`` rows."""
         samples = rows // self.each
         given = Subset(self.given, range(samples))
         return [SplitSamples(given, self.given_ids[:samples], self.draws, self.seed)]
@@ -88,7 +88,7 @@ class SplitSamples:
     def labels(
         self, model: nn.Module, output: ModelOutput, sharding: Sharding = WHOLE
     ) -> LabelDraws | None:
-        """Return what draws the labels; None where they are the samples' own."""
+        """Return the drawer of labels; None where samples keep their own."""
         if not self.draws:
             return None
         own, scale = need_classes(output), self.loss_scale(output)

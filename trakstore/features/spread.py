@@ -1,7 +1,8 @@
-"""Models that are spread over the devices of one process, as ``device_map`` of transformers does it.
+"""Models spread over the devices of one process, as by ``device_map`` of transformers.
 
-Hooks of accelerate take activations from one layer to the next, so that a pass is like any other. Each
-layer's part of the features is summed on the layer's own device; the parts are added up at the end.
+Hooks of accelerate move activations from one layer's device to the next, so that a pass is like any
+other. Each layer's part of the features is summed on the layer's own device; the parts are added up at
+the end.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def first_device(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter, on which its samples are given."""
+    """Return the device of a model's first parameter, to which its samples are moved."""
     return next(model.parameters()).device
 
 
 class SpreadSums:
-    """Features of a batch, a summand of them on each device where layers are.
+    """Features of a batch, as one summand on each device that has layers.
 
     Parameters
     ----------
     own : Tensor, shape (batch, dim)
-        Zeros, where the batch is.
+        Zeros on the device of the batch.
     """
 
     def __init__(self, own: Tensor) -> None:
@@ -37,18 +38,19 @@ class SpreadSums:
         self._others: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
-        """Return the summand to which a layer on a device adds."""
+        """Return the summand for layers on a device."""
         if device == self._own.device:
             return self._own
-        # Each device has a thread of its own in a backward pass: none but that one asks for this. What
-        # waits to be added is folded after the pass, into summands that were asked for before.
+        # In a backward pass each device has a thread of its own, and only that one asks for its
+        # summand. Pieces that wait are added after the pass, to summands that exist by then.
         if device not in self._others:
             self._others[device] = torch.zeros_like(self._own, device=device)
         return self._others[device]
 
     def total(self) -> Tensor:
-        """Return the sum, where the batch is."""
-        # Devices are in one order, whichever thread came first: a sum has the same bits in every run.
+        """Return the sum, on the device of the batch."""
+        # Devices are added in a fixed order, whichever thread came first, so that every run gives the
+        # same bits.
         for _, summand in sorted(self._others.items(), key=lambda pair: str(pair[0])):
             self._own += summand.to(self._own.device)
         return self._own

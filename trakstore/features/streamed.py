@@ -1,4 +1,4 @@
-"""Samples that can only be iterated, by their positions."""
+"""Samples that can only be iterated, given by their positions."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from trakstore.quantities import as_whole
 
 __all__ = ["Streamed"]
 
-_HELD = 64  # samples at first: all that is tried before the first block
+_HELD = 64  # samples held at first: all that are tried before the first block
 
 
 class Streamed:
-    """A data set of an iterable: a sample is the one that comes at its position.
+    """A data set made from an iterable: a sample is the one that comes at its position.
 
-    Samples are computed in order, so that one pass reads each once. A run that was stopped, or a worker
-    whose share begins further on, passes over those before; the last ones are held, for what is read
-    again to be compared. Anything else, such as a report, begins at the start for each sample.
+    Samples are computed in order, so that one pass reads each once. A run that goes on, or a worker
+    whose share begins later, passes over the samples before. The last ones are held for comparisons
+    that read them again. Other uses, such as a report, iterate from the start for each sample.
 
     Parameters
     ----------
     source : iterable
-        Samples, the same ones in the same order whenever it is iterated: a data set of ``datasets``
-        that streams, an ``IterableDataset`` of torch. That they are is compared for the first samples
-        alone: where later ones come in another order each time, a run that was stopped and goes on may
-        have some of them twice, and others not.
+        Samples, the same ones in the same order whenever it is iterated: a streaming data set of
+        ``datasets``, an ``IterableDataset`` of torch. Only the first samples are checked for that: if
+        later ones come in another order each time, a run that is resumed may have some twice and lack
+        others.
     rows : int, optional
-        Number of samples, from the first; by default ``len(source)``.
+        Number of samples, counted from the first; by default ``len(source)``.
 
     Attributes
     ----------
     held : int
-        Most samples in memory: set to a block and what is read ahead of it while features are
-        computed. Where samples are large, choose a smaller ``block_rows``.
+        Most samples in memory: while features are computed, a block and the samples read ahead of it.
+        Where samples are large, choose a smaller ``block_rows``.
 
     Raises
     ------
     TrakStoreError
-        For what cannot be iterated twice, or has no length where ``rows`` is not given.
+        When the source cannot be iterated twice, or has no length and ``rows`` is not given.
 
     Examples
     --------
@@ -74,7 +74,7 @@ class Streamed:
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < self._rows:
             raise IndexError(f"sample {index} of {self._rows}")
-        # The thread that reads ahead, and the one that compares rows, both read.
+        # Two threads read: the one that reads ahead, and the one that compares rows.
         with self._lock:
             far = index > self._next + self.held and self._skips
             if far or index < self._next - len(self._last):
@@ -88,15 +88,15 @@ class Streamed:
 
     @property
     def _skips(self) -> bool:
-        """True of data sets of ``datasets``, which pass over samples without making them."""
+        """True for data sets of ``datasets``, which skip samples without making them."""
         return type(self._source).__module__.split(".")[0] == "datasets"
 
     def restart(self) -> None:
-        """Forget what was read: the next sample is read anew."""
+        """Drop the samples that are held: the next one is read anew."""
         self._begin(0)
 
     def _begin(self, index: int) -> None:
-        """Iterate anew, from a sample on."""
+        """Iterate anew, beginning with a sample."""
         self._last: deque[Any] = deque()
         self._next = index
         if index and self._skips:

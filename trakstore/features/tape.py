@@ -22,7 +22,7 @@ from trakstore.features.sharding import is_part, local_part
 __all__ = ["OutOf", "Tape"]
 
 Counts = Callable[[Piece], bool]
-# Gives the tensor on a device to which a parameter's projection is added.
+# Returns the tensor, on a device, to which a parameter's projection is added.
 OutOf = Callable[[str, torch.device], Tensor]
 
 
@@ -35,15 +35,16 @@ class Tape:
     following : Following
         Places of the samples.
     constants : dict of Key
-        Layers that are given no samples.
+        Layers that are given no samples, with the way in which they are treated.
     projector : Projector
     out_of : callable
     counts : callable
-        Tells whether this rank adds a piece that comes of a whole gradient, as other ranks have it too.
+        Tells whether this rank adds a piece of a gradient that every rank has whole.
     passed : dict of Node
-        Functions of autograd that are layers', with those behind their activations, not their weights.
+        Autograd nodes of layers, with the nodes behind their activations; those behind weights are left
+        out.
     doubtful : set of str
-        Parameters of layers whose rows are not certainly the samples'.
+        Parameters of layers whose rows may not be the samples'.
     """
 
     following: Following
@@ -60,20 +61,20 @@ class Tape:
     _of_input: dict[Tensor, list[str]] = field(default_factory=dict)
 
     def __call__(self, key: Key, layer: Layer, call: Call, output: Tensor, mark: Mark) -> Tensor:
-        """Note a layer; return its output, repeated for each sample where it has none."""
+        """Note a layer; return its output, repeated for each sample if it has no samples."""
         if not output.requires_grad:
             return output
         if mark is Unplaced.FREE and self.constants.get(key) == "derived":
-            return output  # the graph shows what becomes of it
+            return output  # layers behind it, which derive something from it, show up in the graph
         before = call.given()
         behind = [tensor.grad_fn or get_gradient_edge(tensor).node for tensor in before]
         base = _unchanged(output)
-        # An output may be a view: then the layer's own function is behind what it is a view of.
+        # An output may be a view: the layer's own node is then behind the tensor that it views.
         for tensor in (output, base):
             if tensor.grad_fn is not None:
                 self.passed[tensor.grad_fn] = behind
         if not before:
-            # Nothing before the layer requires gradients: the backward pass may end here.
+            # Nothing before the layer requires gradients, so that the backward pass may end here.
             self._first.append(get_gradient_edge(base))
         if mark is Unplaced.FREE:
             return self._constant(key, layer, output, base)
@@ -81,7 +82,7 @@ class Tape:
         return output
 
     def _places(self, layer: Layer, mark: Mark) -> list[Placed] | None:
-        """Return places of the samples in a layer's inputs and its output; None where not certain."""
+        """Return the samples' places in a layer's inputs and output; None if they are not certain."""
         beside = [mark] * len(layer.beside)
         marks = [*map(self.following.of, layer.inputs), *beside, mark]
         axes = [own for own in marks if isinstance(own, Axis | Routed)]
@@ -93,7 +94,8 @@ class Tape:
         how = self.constants.get(key)
         batch = self.following.batch
         if how == "repeated":
-            # The model gets a row for each sample, so that each row's gradient is one sample's.
+            # The model continues with a row for each sample, so that each row's gradient belongs to
+            # one.
             repeated = expanded(output, batch)
             self.following.claim_repeated(repeated, layer.names, output.ndim)
             self._watch(layer, [], repeated, repeated)
@@ -106,13 +108,14 @@ class Tape:
         return output
 
     def _watch(self, layer: Layer, axes: list[Placed] | None, output: Tensor, base: Tensor) -> None:
-        """Wait for an output's gradient.
+        """Have :meth:`_arrived` called with the output's gradient.
 
         Parameters
         ----------
         axes : list of Axis or Routed, or None
-            Places of the samples in the inputs and the output; empty where they have none and are the
-            same for each. None where that is not certain: the layer's parameters are doubtful then.
+            Places of the samples in the inputs and the output; empty where these have none and are the
+            same for each sample. None where places are not certain: the layer's parameters are then
+            doubtful.
         """
         if axes is None:
             self.doubtful.update(layer.names)
@@ -137,8 +140,8 @@ class Tape:
         gradient: Tensor,
     ) -> None:
         if not self._running or self.doubtful.issuperset(layer.names):
-            return  # a model may take gradients of its own on the way
-        # Inputs are detached, so autograd does not see what is done to them in place afterwards.
+            return  # the model itself may differentiate during its forward pass
+        # Inputs are detached, so that autograd does not notice later changes of them in place.
         if [tensor._version for tensor in inputs] != versions:
             raise Untrusted(layer.names, "an activation was changed in place")
         size, part = self.following.batch, is_part(gradient)
@@ -170,10 +173,10 @@ class Tape:
             self._collecting(device).add(out, own)
 
     def _collecting(self, device: torch.device) -> Collecting:
-        """Return what adds the pieces of a device, whose thread alone asks for it in a pass.
+        """Return the collector of pieces of a device; in a pass the device's own thread asks for it.
 
-        Another for each: their threads would otherwise take one another's memory, and where one writes
-        between the pieces of another, sums would be cut differently in each run.
+        Threads that shared one would take one another's memory; and where one adds pieces between those
+        of another, sums would be cut differently in each run.
         """
         if device not in self._pieces:
             self._pieces[device] = self.projector.collecting()
@@ -186,7 +189,7 @@ class Tape:
         return front
 
     def close(self) -> None:
-        """Let go of the graph: its nodes hold hooks, which hold this, and nothing would be freed."""
+        """Drop the graph: its nodes hold hooks, these hold the tape, and nothing would be freed."""
         self.passed.clear()
         self._first.clear()
         self._hooks.clear()
@@ -196,9 +199,9 @@ class Tape:
     def backward(
         self, output: Tensor, leaves: list[Node], doubtful: Set[str], again: bool = False
     ) -> None:
-        """Go from the outputs down to the first layers, and to tensors that require gradients.
+        """Differentiate from the outputs down to the first layers and the leaves.
 
-        The graph stays for another pass where it is to be gone through ``again``.
+        The graph is kept if another pass goes through it ``again``.
         """
         self.doubtful |= doubtful
         ends = [*self._first, *(GradientEdge(leaf, 0) for leaf in leaves)]
@@ -216,9 +219,9 @@ class Tape:
             self._running = False
 
     def _come_last(self) -> None:
-        """Put hooks behind those that the model gave its activations meanwhile.
+        """Move the tape's hooks behind those that the model gave its activations meanwhile.
 
-        A weight's gradient is made of what those leave of a gradient.
+        A weight's gradient is made from what those hooks leave of an activation's gradient.
         """
         for handle in self._hooks:
             hooks = handle.hooks_dict_ref()
@@ -227,9 +230,9 @@ class Tape:
 
 
 def _unchanged(output: Tensor) -> Tensor:
-    """Return the tensor that all of an output is a view of, or the output itself.
+    """Return the tensor of which all of an output is a view, or else the output itself.
 
-    Its gradient is the output's, also where the output is changed in place behind the layer.
+    Its gradient is the output's, even if the output is changed in place after the layer.
     """
     base = output._base
     same = base is not None and base.grad_fn is not None and base.numel() == output.numel()

@@ -16,7 +16,9 @@ import torch
 from trakstore.errors import NumericsError
 from trakstore.features.added_samples import append_samples
 from trakstore.features.background import OneBehind
-from trakstore.features.blamed_samples import blaming_samples
+from trakstore.features.blamed_samples import (
+    blaming_samples,
+)
 from trakstore.features.block_rows import Columns, RowComputer
 from trakstore.features.derived_splits import need_same_loss_scale
 from trakstore.features.factorised import FactorisedEngine
@@ -24,7 +26,7 @@ from trakstore.features.job import Job
 from trakstore.features.model_settings import ModelSettings, need_same_settings
 from trakstore.features.parameters import parameter_spec, select_parameters
 from trakstore.features.preparation import Preparation, Stopwatch
-from trakstore.features.probed import blaming_changes, probed
+from trakstore.features.probed_rows import probed_rows, within_memory
 from trakstore.features.projectors import make_projector
 from trakstore.features.scale_choice import ChosenScale, scale_of_store
 from trakstore.features.sharding import WHOLE, Sharding
@@ -32,13 +34,11 @@ from trakstore.features.spent import Featurized, Spent
 from trakstore.features.streamed import Streamed
 from trakstore.features.token_samples import samples_of
 from trakstore.features.wanted_spec import output_on, wanted_spec
-from trakstore.features.watch import WeightWatch
-from trakstore.planning import byte_count
-from trakstore.spec import Doubt, SplitSpec, check_equal
+from trakstore.features.watch import WeightWatch, blaming_changes
+from trakstore.spec import Doubt, Settings, SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
 from trakstore.storage.columns import column_dtype
-from trakstore.storage.creation import spec_shape
 from trakstore.storage.growth import finish_withdrawal, withdraw_rows
 from trakstore.storage.opening import find_store, location_of, open_store
 from trakstore.storage.store import FeatureStore
@@ -47,17 +47,16 @@ from trakstore.storage.writer import BlockWriter, WithdrawnError
 
 __all__ = ["SplitTask"]
 
-Blame: TypeAlias = "Callable[[range], AbstractContextManager[None]]"
-
-_USED = 0.9  # of what is free on a GPU
 log = logging.getLogger("trakstore")
+
+Blame: TypeAlias = "Callable[[range], AbstractContextManager[None]]"
 
 
 @dataclass
 class SplitTask:
-    """A split at an epoch, with all that computes its rows and writes its blocks.
+    """A split at an epoch, with the parts that compute its rows and write its blocks.
 
-    Blocks are written in the background, one behind; leave it through ``with``.
+    A block is written in the background while the next is computed; leave the task through ``with``.
     """
 
     rows: RowComputer
@@ -67,8 +66,12 @@ class SplitTask:
     sharding: Sharding = WHOLE
     prepared: Preparation = field(default_factory=Preparation)
     background: OneBehind = field(default_factory=OneBehind)
+    # What was added behind the rows of a split that was complete, before the first block.
+    added: Featurized = field(default_factory=lambda: Featurized(0, 0, 0.0))
     rows_written: int = 0
-    rows_twice: int = 0  # of those, committed by another worker or withdrawn since they were begun
+    rows_twice: int = (
+        0  # those that another worker committed or withdrew while they were computed here
+    )
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
     careful: bool = False  # whether every worker compares all rows, from the first block on
@@ -89,9 +92,9 @@ class SplitTask:
     ) -> SplitTask:
         """Check that everything fits together, then open the split, which may be new.
 
-        The model is in eval mode, on the device, with the weights of the epoch. A store that is made
-        new has this ``scale``. Ranks of a sharded model prepare a split at once. ``say`` is told of
-        each part of the work as it begins.
+        The model is in eval mode, on the device, with the weights of the epoch. ``scale`` is that of a
+        store which is made here. All ranks of a sharded model prepare a split together. ``say`` is
+        called with each part of the work as it begins.
         """
         clock = Stopwatch(say)
         selected = select_parameters(job.model, job.parameters)
@@ -107,11 +110,7 @@ class SplitTask:
             clock.lap("samples")
             output = output_on(job, device)
             parameters = parameter_spec(selected, job.parameters)
-            # One decision of all ranks: to scale, and what to compare with, follow from it.
-            there = find_store(store)
-            is_there = there is not None
-            if sharding.agreed(lambda: is_there) != is_there:
-                there = None if is_there else open_store(store)
+            there = _agreed_store(store, sharding)
             scale = scale if there is None else scale_of_store(there, job, parameters)
             spec = wanted_spec(job, there, output, parameters, scale)
             if there is not None:
@@ -121,43 +120,33 @@ class SplitTask:
             if scale is not None:
                 projector = scale.scaled(projector)
             engine = FactorisedEngine(job.model, output, selected, projector, sharding)
-            rows, probe, batches = probed(
-                job, epoch, split, samples, device, engine, output, spec, watch, clock, sharding
+            where = f"{split} at epoch {epoch}"
+            rows, probe, batches = probed_rows(
+                job, samples, where, device, engine, output, spec, watch, clock, sharding
             )
             blame = partial(blaming_samples, batches, job.model, output, alone=sharding.whole)
-            wanted = SplitSpec(
-                len(samples.ids),
-                projector.dim,
-                tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
-                checkpoint=watch.hash,
-                dataset=fingerprint,
-                learning_rate=job.learning_rates.get(epoch),
-                keep_bits=spec.keep_bits,
-                widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
-                block_rows=job.block_rows or 1,
-                settings=settings.unchanged(watch.put_back),
-                loss_scale=samples.loss_scale(output),
-            )
+            unchanged = settings.unchanged(watch.put_back)
+            wanted = _split_spec(job, epoch, rows, probe, fingerprint, watch.hash, unchanged)
+            wanted = replace(wanted, loss_scale=samples.loss_scale(output))
             if there is not None:
                 need_same_settings(there, epoch, watch.hash, wanted.settings)
             clock.lap("checks")
-            rows = _within_memory(rows, job, wanted, device)
-            # Ranks that compute the same samples compute as many of them at once: as many as fit on
-            # each of them.
-            fitting = sharding.of_same_samples((rows.at_once, rows.pool, rows.need))
-            at_once, pool, need = min(fitting, key=lambda one: one[:2])
-            rows = replace(rows, at_once=at_once, pool=pool, need=need)
+            rows = within_memory(rows, job, wanted, device, sharding)
             clock.lap("memory")
             if scale is not None:
-                # The spec names the factors: they are there before it.
+                # The store's spec names the factors, so that they must be stored before it.
                 write_factors(location_of(store, create=True), scale.factors, scale.spec.digest)
             opened = FeatureStore.of_spec(store, spec)
+            added = Featurized(0, 0, 0.0)
             if job.append:
-                append_samples(opened, epoch, split, wanted, rows, samples, blame)
+                clock.lap("store")
+                added = append_samples(opened, epoch, split, wanted, rows, samples, blame)
                 watch.check(surely=True)
+                clock.leave_out()
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)
             if isinstance(given := samples.given, Streamed):
-                # Rows of a block are compared at its end, while the first of the next one are read.
+                # A block's rows are compared at its end, when the first samples of the next one are
+                # read already.
                 held = made.spec.block_rows + 2 * rows.pool
                 given.held = max(given.held, -(-held // samples.each))
             if made.spec.doubted:
@@ -166,6 +155,7 @@ class SplitTask:
                     finish_withdrawal(made)  # which a run before may not have come to
             clock.lap("store")
             task = cls(rows, BlockWriter(made), watch, blame, sharding, clock.measured)
+            task.added = added
             task.careful = rows.check == "all" != job.check
             task._compared = set() if rows.check == "all" else None
             undo.pop_all()  # from here on the end of the task gives the weights back
@@ -287,11 +277,11 @@ class SplitTask:
             self.rows_twice += stop - start if twice else 0
 
     def wait(self) -> None:
-        """Wait until all blocks are committed; raise what went wrong in that."""
+        """Wait until all blocks are committed; raise the error of one that could not be."""
         began = time.monotonic()
         self.background.wait()
         ended = time.monotonic()
-        # The background waits for a GPU first, and writes after that.
+        # The background job first waits for the GPU, and then writes.
         computed = min(max(began, self._computed), ended)
         self.spent += Spent(computing=computed - began, writing=ended - computed)
 
@@ -304,7 +294,7 @@ class SplitTask:
             if exception[0] is None:
                 if self.rows_written:
                     self.watch.check(surely=True)
-                # A rank that wrote nothing takes part in the passes by which others check.
+                # A rank that wrote nothing still takes part in the passes by which others check.
                 self.sharding.finish()
         finally:
             self.watch.give_back()
@@ -315,7 +305,7 @@ class SplitTask:
         return len(self._seconds)
 
     def since(self, rows: int, blocks: int, twice: int, spent: Spent, seconds: float) -> Featurized:
-        """Sum up the last ``seconds``, before which there were so many rows and blocks.
+        """Sum up the last ``seconds``, given the numbers of rows, blocks and time before them.
 
         Rows that another worker committed meanwhile count as ``repeated``.
         """
@@ -329,21 +319,43 @@ class SplitTask:
 
     @property
     def seconds_per_block(self) -> float:
-        """Median time that a block took here; before the first, the time that preparing took."""
-        # A worker that has no block of its own would else do at once what another has just begun.
+        """Median time of a block here; before the first block, the time of the preparation."""
+        # With 0, a worker without blocks of its own would at once repeat what another has just begun.
         return float(np.median(self._seconds)) if self._seconds else self.prepared.total
 
 
-def _within_memory(
-    rows: RowComputer, job: Job, wanted: SplitSpec, device: torch.device
-) -> RowComputer:
-    """Take as many samples at once as the job's limit allows, or a GPU's free memory suggests."""
-    if job.memory_limit is not None:
-        shape = spec_shape(wanted, rows.spec.dtype, rows.least_block)
-        numbers = wanted.dim + sum(width for _, width in wanted.widths)
-        block_bytes = min(shape.block_rows, wanted.rows) * numbers * 4  # of float32, before storing
-        return rows.within(byte_count(job.memory_limit), wanted.rows, block_bytes)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return rows.fitting(int(_USED * torch.cuda.mem_get_info(device)[0]))
-    return rows
+def _agreed_store(store: Where | FeatureStore, sharding: Sharding) -> FeatureStore | None:
+    """Open the store, or return None if there is none yet; all ranks of a sharded model agree.
+
+    Scaling, and the spec to compare with, follow from it: ranks that saw different things would then
+    make different passes, and wait for one another.
+    """
+    found = find_store(store)
+    is_there = found is not None
+    if sharding.agreed(lambda: is_there) == is_there:
+        return found
+    return None if is_there else open_store(store)
+
+
+def _split_spec(
+    job: Job,
+    epoch: int | str,
+    rows: RowComputer,
+    probe: Columns,
+    fingerprint: str,
+    checkpoint: str,
+    settings: Settings,
+) -> SplitSpec:
+    """Describe the split to be written; ``probe`` has columns of its first samples."""
+    return SplitSpec(
+        len(rows.ids),
+        rows.engine.projector.dim,
+        tuple(sorted((name, column_dtype(array)) for name, array in probe.items())),
+        checkpoint=checkpoint,
+        dataset=fingerprint,
+        learning_rate=job.learning_rates.get(epoch),
+        keep_bits=rows.spec.keep_bits,
+        widths=tuple((name, probe[name].shape[1]) for name in rows.activations.columns),
+        block_rows=job.block_rows or 1,
+        settings=settings,
+    )

@@ -13,9 +13,9 @@ __all__ = ["moved"]
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """Move a batch to a device; to a GPU from pinned memory, beside what it computes.
+    """Move a batch to a device; to a GPU from pinned memory, while that computes.
 
-    The thread that reads waits for the copy, and nobody else.
+    Only the thread that reads waits for the copy.
     """
     if device.type != "cuda":
         return tree.tree_map(lambda tensor: _usable(tensor.to(device)), batch)
@@ -25,14 +25,14 @@ def moved(batch: Any, device: torch.device) -> Any:
         there = tree.tree_map(lambda t: t.to(device, non_blocking=True), pinned)
     copies.synchronize()
     for tensor in tree.tree_leaves(there):
-        # torch frees memory for the stream that it was taken on. It must not be used again while the
-        # stream that computes still reads it.
+        # torch would give freed memory to other work of the stream that it was taken on, while the
+        # computing stream may still read it.
         tensor.record_stream(user)
     return there
 
 
 def _usable(tensor: Tensor) -> Tensor:
-    """Return a tensor, or a copy of one that was made in inference mode: autograd keeps none such."""
+    """Return a tensor, or a copy of one made in inference mode, which autograd could not use."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 

@@ -1,4 +1,4 @@
-"""Copies from a GPU to the CPU, for which nobody waits before they are needed; and joined there."""
+"""Copies from a GPU to the CPU in the background, and parts of a block joined there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["gpu_done", "in_order", "to_host"]
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Copy to the CPU; from a GPU into pinned memory, which is filled once :func:`gpu_done` waited."""
+    """Copy to the CPU; from a GPU into pinned memory, to be read after :func:`gpu_done` waited."""
     tensor = tensor.detach()
     if not tensor.is_cuda:
         return tensor.cpu()
@@ -23,7 +23,7 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def gpu_done() -> Callable[[], None]:
-    """Return a function that waits until a GPU has done what it was given up to now."""
+    """Return a function that waits until a GPU has done all work that it was given so far."""
     if not torch.cuda.is_initialized():
         return lambda: None
     event = torch.cuda.Event(blocking=True)
@@ -32,8 +32,8 @@ def gpu_done() -> Callable[[], None]:
 
 
 def in_order(parts: list[NDArray[Any]], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Join parts, whose rows are to stand at ``rows``."""
-    # Labels of one batch may be floats where those of another are whole: none is cut to a class.
+    """Join parts into an array with their rows at positions ``rows``."""
+    # Labels may be floats in one batch and integers in another: the common dtype cuts none of them.
     dtype = np.result_type(*(part.dtype for part in parts))
     joined = np.empty((len(rows), *parts[0].shape[1:]), dtype)
     begin = 0

@@ -1,4 +1,4 @@
-"""Rows of tokens: batches of samples, with what says which of their tokens are a row's own."""
+"""Rows of tokens: batches of samples, with the tokens that belong to each row."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["TokenRows"]
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Maker of the batches of rows from those of their samples: it says which tokens are a row's own.
+    """Maker of batches of rows: it adds to samples which of their tokens belong to each row.
 
     Attributes
     ----------
     model : nn.Module
     output : SeparatesTokens
     first : ndarray of int64, shape (rows,)
-        Number of each row's first token among those of its sample that count.
+        Number, among those of its sample that count, of each row's first token.
     each : int
         Tokens of a row.
     """
@@ -34,18 +34,18 @@ class TokenRows:
     output: SeparatesTokens
     first: NDArray[np.int64]
     each: int
-    # Rows of one sample are computed as samples like others.
+    # Several rows of one sample are computed as if they were separate samples.
     draws = 1
 
     def forget(self, at_once: int) -> None:
-        """Let go of what is held of a block: nothing."""
+        """Drop what is held for a block, which is nothing here."""
 
     def scaled(self, batch: Any, rows: FeatureRows) -> FeatureRows:  # noqa: ARG002
         """Return rows as they are."""
         return rows
 
     def labelled(self, rows: NDArray[np.int64], batch: Any) -> OfTokens:
-        """Return the batch of some rows, from that of their samples."""
+        """Return the batch of some rows, made from that of their samples."""
         counted = self.output.tokens(self.model, batch) >= 0
         place = counted.cumsum(1) - 1
         first = torch.from_numpy(self.first[rows]).to(place.device)[:, None]

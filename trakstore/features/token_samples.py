@@ -1,9 +1,9 @@
 """Tokens of samples, with a row of features each.
 
-Rows of a split ``test~tokens`` are tokens of the samples of ``test``, sample after sample: all that
-count, or runs of some. A row is computed as its sample is, by a forward and a backward pass of its own,
-in which only its tokens' losses are differentiated. So it goes through every engine, and costs what its
-sample costs.
+Rows of a split ``test~tokens`` are tokens of the samples of ``test``, sample after sample: each token
+that counts, or runs of several. A row is computed as its sample is, by a forward and a backward pass of
+its own in which only its tokens' losses are differentiated. So every engine can compute it, and it
+costs as much as its sample.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ __all__ = ["ReadTokens", "TokenSamples", "read_tokens", "samples_of", "stored_ru
 
 @dataclass(frozen=True)
 class TokenSamples:
-    """Samples of a split that has rows for tokens; as :class:`~.split_samples.SplitSamples`.
+    """Samples of a split that has rows for tokens, with the interface of :class:`~.SplitSamples`.
 
     Attributes
     ----------
     given : map-style data set
-        The job's own.
+        Data set of the job.
     given_ids : ndarray
         Names of its samples.
     tokens : sequence of ndarray of int64
-        Numbers of the tokens of each sample that count.
+        Numbers of each sample's tokens that count.
     run : int
         Tokens of a row; the last row of a sample may have fewer.
     output : SeparatesTokens
@@ -62,12 +62,12 @@ class TokenSamples:
     run: int
     output: SeparatesTokens
 
-    # Rows of one sample need not stay together: each has a forward pass of its own.
+    # Rows of one sample may be computed apart: each has a forward pass of its own.
     each = 1
 
     @classmethod
     def of(cls, job: Job, split: str) -> TokenSamples:
-        """Take those of a split that the job has; its samples are all read once each time.
+        """Return the samples of a split of a job; this reads every sample once.
 
         A worker does so for each epoch whose split it prepares.
 
@@ -79,7 +79,7 @@ class TokenSamples:
         own = layout.own_split(split)
         dataset, output = job.datasets[own], job.output
         count = dataset_rows(dataset, f"the data set {own!r}")
-        assert isinstance(output, ModelOutput)  # a job makes it one
+        assert isinstance(output, ModelOutput)  # a job turns names into outputs
         separate = need_tokens(output)
         if isinstance(dataset, Streamed):
             raise TrakStoreError(
@@ -97,7 +97,7 @@ class TokenSamples:
 
     @property
     def ids(self) -> NDArray[Any]:
-        """Names of the rows: the sample's, ``#`` and the number of the row's first token."""
+        """Names of the rows: the sample's id, ``#``, and the number of the row's first token."""
         named = zip(self.given_ids.tolist(), self.tokens, strict=True)
         return as_ids([f"{one}#{at}" for one, tokens in named for at in tokens[:: self.run]])
 
@@ -116,14 +116,14 @@ class TokenSamples:
         return f"{own}#{self.run}:{digest.hexdigest()}"
 
     def of_first(self, rows: int) -> list[TokenSamples]:
-        """Return each choice of first samples that have ``rows`` rows, or else fewer."""
-        # Samples without tokens have no rows: any number of those that follow may belong to the choice.
+        """Return each choice of first samples that has ``rows`` rows, or else fewer."""
+        # A sample without tokens has no rows, so that any number of those that follow may belong to it.
         ends = np.cumsum(self._rows)
         fewest, most = np.searchsorted(ends, rows) + 1, np.searchsorted(ends, rows, side="right")
         return [self._of_samples(int(one)) for one in range(min(fewest, most), most + 1)]
 
     def first_rows(self, samples: Sequence[int]) -> list[int]:
-        """Return the first row of each of some samples; of those alone that have a row."""
+        """Return the first row of each of the given samples that has a row."""
         begins = np.cumsum(self._rows) - self._rows
         return [int(begins[at]) for at in samples if len(self.tokens[at])]
 
@@ -133,7 +133,7 @@ class TokenSamples:
         output: ModelOutput,  # noqa: ARG002
         sharding: Sharding = WHOLE,  # noqa: ARG002
     ) -> TokenRows:
-        """Return what tells the rows of one sample apart."""
+        """Return the maker of batches that tells the rows of a sample apart."""
         first = [np.arange(0, len(tokens), self.run) for tokens in self.tokens]
         return TokenRows(model, self.output, np.concatenate(first), self.run)
 
@@ -149,22 +149,22 @@ class TokenSamples:
 
     @property
     def _rows(self) -> NDArray[np.int64]:
-        """Rows of each sample."""
+        """Number of rows of each sample."""
         return np.array([-(-len(tokens) // self.run) for tokens in self.tokens], dtype=np.int64)
 
 
 class ReadTokens(NamedTuple):
-    """Tokens of a sample that count, in the sample as the model reads it.
+    """Tokens of a sample that count, and the sample as the model reads it.
 
     Attributes
     ----------
     numbers : ndarray of int64, shape (tokens,)
-        Numbers that rows are named by, as :meth:`~.SeparatesTokens.tokens` has them.
+        Numbers by which rows are named, as :meth:`~.SeparatesTokens.tokens` returns them.
     positions : ndarray of int64, shape (tokens,)
-        Their positions in the labels that were read, or in the tokens where there are no labels:
-        padding is counted, which numbers leave out.
+        Positions in the labels that the model reads, or in the tokens where there are no labels.
+        Padding counts here, but not in the numbers.
     read : tree of Tensor
-        The sample, made a batch by the collator and taken from it.
+        The sample as one row of a batch that the collator made.
     """
 
     numbers: NDArray[np.int64]
@@ -173,25 +173,25 @@ class ReadTokens(NamedTuple):
 
 
 def read_tokens(model: nn.Module, output: ModelOutput, batch: Any) -> ReadTokens:
-    """Return the tokens that count, of a batch of one sample."""
+    """Return the tokens that count in a batch of one sample."""
     with explained(model, output, batch):
         numbers = need_tokens(output).tokens(model, batch)[0].cpu().numpy()
     read = tree.tree_map_only(torch.Tensor, lambda one: one[0].cpu() if one.ndim else one, batch)
     counted = np.flatnonzero(numbers >= 0)
-    # Numbers stand beside logits, which may lack the first token: nothing predicts it.
+    # Numbers belong to logits, which may lack one for the first token: nothing predicts that.
     before = len(_labels(read)) - len(numbers)
     return ReadTokens(numbers[counted], counted + before, read)
 
 
 def _labels(read: Any) -> Any:
-    """Return the row that says which tokens are predicted."""
+    """Return the row that shows which tokens are predicted."""
     if not isinstance(read, Mapping):
         return read[-1] if isinstance(read, tuple | list) else read
     return read["labels"] if "labels" in read else read["input_ids"]
 
 
 def stored_run(fingerprint: str | None) -> int:
-    """Read the tokens of a row from the fingerprint of rows of tokens; 0 from one of anything else.
+    """Read the tokens per row from a fingerprint of rows of tokens; 0 from any other fingerprint.
 
     Examples
     --------
@@ -203,7 +203,7 @@ def stored_run(fingerprint: str | None) -> int:
 
 
 def samples_of(job: Job, split: str) -> SplitSamples | TokenSamples:
-    """Take the samples of a split that the job has, whichever its rows are of."""
+    """Return the samples of a split of a job, of either kind."""
     if split.endswith(layout.TOKENS):
         return TokenSamples.of(job, split)
     return SplitSamples.of(job, split)

@@ -1,4 +1,4 @@
-"""Measures of the samples of a batch that a model is trained on, from their classes and logits."""
+"""Measures of the samples of a training batch, from their classes and logits."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ RIGHT, MARGIN = MEASURES.index("correct"), MEASURES.index("margin")
 def measure_batch(targets: Any, logits: Any, losses: Any = None) -> Tensor:
     """Compute loss, confidence, correctness, margin and EL2N of each sample.
 
-    Nothing waits for a GPU here: a target there that is no class makes its correctness NaN, which
-    :func:`need_classes` finds once the measures are on the CPU.
+    This never waits for a GPU: a target there that is no class makes its correctness NaN, for which
+    :func:`need_classes` looks once the measures are on the CPU.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ def measure_batch(targets: Any, logits: Any, losses: Any = None) -> Tensor:
         Classes of the samples.
     logits : Tensor or array, shape (batch, classes)
     losses : Tensor or array, shape (batch,) or (batch, 1), optional
-        Loss of each sample; the cross-entropy when None or a mean, of shape ().
+        Loss of each sample; the cross-entropy where None, or where the loss is a mean of shape ().
 
     Returns
     -------
     Tensor, shape (batch, 5), float32
-        On the device of the logits, with memory of its own.
+        On the device of the logits, in memory of its own.
 
     Raises
     ------
@@ -49,23 +49,23 @@ def measure_batch(targets: Any, logits: Any, losses: Any = None) -> Tensor:
     if not targets.is_cuda and len(targets):
         _need_range(targets, classes)
     targets, logits = targets.to(logits.device).long(), logits.float()
-    # Out of range, a target would stop the GPU for good.
+    # As an index out of range, a target would put the GPU in an error state for good.
     known = (targets >= 0) & (targets < classes)
     targets = targets.clamp(0, classes - 1)
     own = logits.gather(1, targets[:, None])[:, 0]
-    others = logits.scatter(1, targets[:, None], -torch.inf)  # the margin is to the best of these
+    others = logits.scatter(1, targets[:, None], -torch.inf)
     margin = own - others.amax(1)
     log_p = own - logits.logsumexp(1)
-    # EL2N is the length of the loss's gradient by the logits.
+    # EL2N is the norm of the loss's gradient by the logits.
     el2n = (logits.softmax(1) - F.one_hot(targets, classes)).norm(dim=1)
-    # The largest of logits with a NaN is NaN, at its place: nothing was predicted there.
+    # If a logit is NaN, argmax returns its position, which would count as a prediction.
     right = ((logits.argmax(1) == targets) & ~margin.isnan()).float()
     columns = [_losses(losses, -log_p), log_p.exp(), right.where(known, torch.nan), margin, el2n]
     return torch.stack(columns, dim=1)
 
 
 def need_classes(measures: Tensor, epochs: NDArray[np.int64]) -> None:
-    """Refuse measures, on the CPU, of samples whose targets are no classes; with their epochs."""
+    """Refuse measures of samples whose targets are no classes, naming the epochs; waits for the CPU."""
     bad = np.flatnonzero(measures[:, RIGHT].isnan().numpy())
     if len(bad):
         raise TrakStoreError(
@@ -109,7 +109,7 @@ def _need_range(targets: Tensor, classes: int) -> None:
 
 
 def _losses(given: Any, cross_entropy: Tensor) -> Tensor:
-    """Return losses of the shape (batch,); a mean is no loss of its samples."""
+    """Return losses of shape (batch,); a mean is replaced by the cross-entropy of each sample."""
     if given is None:
         return cross_entropy
     losses, batch = _tensor(given, "losses"), len(cross_entropy)

@@ -1,4 +1,4 @@
-"""Epochs that were made with the same weights, which is seldom meant."""
+"""Epochs that have the same weights, which is rarely meant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["say_twins", "warn_of_twins"]
 
 log = logging.getLogger("trakstore")
 
-# Epochs on each side that are looked at. Each is a read, and a run of many epochs begins with this.
+# Epochs on each side that are compared. Each costs a read, and a run of many epochs begins with this.
 _NEAR = 32
 
 
@@ -24,9 +24,9 @@ def warn_of_twins(split: Split, named: set[frozenset[Epoch]]) -> None:
     Parameters
     ----------
     split : Split
-        Split of the epoch; one that is complete was compared when it was begun.
+        Split of the epoch; for a complete one, the comparison was made when it was begun.
     named : set of pairs of epochs
-        Pairs that were named before; those that are named here are added.
+        Pairs that were reported before; those that are reported here are added.
     """
     if split.spec.checkpoint is None or split.status().complete:
         return

@@ -1,4 +1,4 @@
-"""The spec of the store that a job writes to, and the output that it has on a device."""
+"""The spec of the store that a job writes to, and the job's output on a device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trakstore.storage.store import FeatureStore
 __all__ = ["check_job", "output_on", "wanted_spec"]
 
 _DIM = 2048
-# Outputs for which a projection of each epoch's own was measured to be better.
+# Outputs for which measurements favour a projection of each epoch's own.
 _PER_EPOCH = ("causal_lm", "masked_lm")
 
 
@@ -40,7 +40,7 @@ def wanted_spec(
     parameters: ParameterSpec,
     scale: ChosenScale | None,
 ) -> StoreSpec:
-    """Return the spec that this job needs; all that the job leaves open is as the store has it."""
+    """Return the spec that a job needs; what the job leaves open is taken from the store."""
     projection = job.projector or (store.spec.projection if store else _default(output))
     dtype = job.dtype or (store.spec.dtype if store else "float32")
     keep_bits = job.keep_bits or (store.spec.keep_bits if store else None)
@@ -55,13 +55,13 @@ def check_job(job: Job, store: FeatureStore, device: torch.device, remedy: str) 
     Parameters
     ----------
     job : Job
-        Its model may have any weights.
+        Job whose model may have any weights.
     store : FeatureStore
         Store whose features are to be used with those of the job.
     device : torch.device
         Device that the job runs on.
     remedy : str
-        Words of the message about what to do.
+        Last words of the message: what to do about it.
 
     Raises
     ------

@@ -1,43 +1,45 @@
-"""Forward passes that change the model: features would depend on the samples before."""
+"""Watch for forward passes that change the model: features would depend on earlier samples."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from trakstore.errors import TrakStoreError
+from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.fingerprint import Weights, checkpoint_checksum
 from trakstore.features.outputs import RowOutputs
 from trakstore.features.sharding import local_part
 from trakstore.features.weights import Kept
 from trakstore.features.wording import listed
 
-__all__ = ["WeightWatch"]
+__all__ = ["WeightWatch", "blaming_changes"]
 
 log = logging.getLogger("trakstore")
 
 Ask: TypeAlias = Callable[[], RowOutputs | None]  # None where memory does not suffice
 
 _SMALL = 2**26  # bytes of parameters
-_CLOSE = 1e-5  # relative: what a GPU, and another order of sums, may change
+_CLOSE = 1e-5  # relative difference that a GPU, or another order of sums, may make
 _REMEDY = "features of a sample would depend on those before it"
 
 
 class WeightWatch:
     """Watch over a model's tensors: they must stay as they were before any pass.
 
-    A forward that changes a parameter (``Embedding(max_norm=)``, a weight that is normalised in
-    place) is refused. Buffers may change where the outputs stay the same to the bit, as counters do
-    that nothing reads: they are put back, with a line in the log. Outputs that change by themselves
-    are refused: something is random in eval mode, or counts calls.
+    A forward that changes a parameter (``Embedding(max_norm=)``, a weight normalised in place) is
+    refused. Buffers may change if the outputs stay the same to the bit, as with counters that nothing
+    reads: they are put back, with a line in the log. Outputs that change by themselves are refused:
+    something is random in eval mode, or counts calls.
 
-    Small models are copied, to be put back; of larger ones the buffers, and the parameters of modules
-    with ``max_norm``. Of the other parameters there are a checksum and the counters of torch, which see
-    all changes but those through ``.data`` without reading them; they stay as the forward left them.
+    Small models are copied, so that all can be put back. Of larger ones only buffers are, and
+    parameters of modules with ``max_norm``. The other parameters have a checksum, and torch's version
+    counters, which show any change but one through ``.data`` without a reading; they are left as the
+    forward left them.
 
     Parameters
     ----------
@@ -47,11 +49,11 @@ class WeightWatch:
     Attributes
     ----------
     put_back : set of str
-        Names of buffers that passes changed, and that the outputs do not depend on.
+        Names of buffers that passes changed though outputs do not depend on them.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Ranks of a sharded model look at their own parts from here on, each when it has to.
+        # From here on each rank of a sharded model checks its own parts, whenever it has to.
         self.hash, self._checksum = Weights.of(model)
         self._model = model
         self._copied = _to_copy(model)
@@ -62,24 +64,25 @@ class WeightWatch:
         self._first: RowOutputs | None = None
 
     def asks(self, ask: Ask) -> None:
-        """Ask now for the outputs of a sample, to be compared with what they are later."""
+        """Compute the outputs of a sample now; later ones are compared with them."""
         self.check()
         self._first = ask()
         self._ask = ask
         self.check()
 
     def check(self, *, surely: bool = False) -> None:
-        """Compare the model with what it was, and put back what may change.
+        """Compare the model with its state before the passes, and put back what may change.
 
         Parameters
         ----------
         surely : bool
-            Read all weights, and ask for the outputs again, also where nothing seems to have changed.
+            Whether to read all weights and compute the outputs again even if nothing seems to have
+            changed.
 
         Raises
         ------
         TrakStoreError
-            When a parameter changed, or a buffer that the outputs depend on, or they themselves.
+            When a parameter changed, or a buffer that the outputs depend on, or the outputs themselves.
         """
         now = self._counters()
         moved = {
@@ -92,14 +95,14 @@ class WeightWatch:
         self._refuse([name for name in changed if name in parameters])
         if changed or surely:
             self._compare(changed)
-        # Of tensors that were not copied the counters only say that they were written to.
+        # For tensors that were not copied the counters show only that they were written to.
         unread = moved - set(changed) - self._copied
         if surely or any(name in parameters for name in unread):
             self._refuse_others([name for name in unread if name in parameters])
         self._seen = self._counters()
 
     def give_back(self) -> None:
-        """Put back what was copied."""
+        """Put back everything that was copied."""
         self._kept.give_back()
 
     def _refuse(self, names: list[str]) -> None:
@@ -111,7 +114,7 @@ class WeightWatch:
             )
 
     def _refuse_others(self, names: list[str]) -> None:
-        """Refuse a change of parameters that were not copied; if there is none, copy what moved."""
+        """Refuse a change of parameters that were not copied; if only counters moved, copy them now."""
         if checkpoint_checksum(self._model) != self._checksum:
             self._refuse(names or ["(written through .data)"])
         if names:
@@ -119,13 +122,13 @@ class WeightWatch:
             self._kept = Kept.of(self._model, also=self._copied)
 
     def _compare(self, changed: tuple[str, ...]) -> None:
-        """Refuse outputs that are not those of before the passes."""
+        """Refuse outputs that differ from those before the passes."""
         again = None if self._ask is None else self._ask()
         self._kept.give_back()
         if again is None or self._first is None:
             return
-        # A buffer may change only where no output changes by a single bit. On a GPU, and where none
-        # changed, the same sums may have been done in another order.
+        # With a changed buffer, outputs must be equal to the bit. Without one, or on a GPU, the same
+        # sums may have been added in another order.
         pairs = list(zip(self._first, again, strict=True))
         exact = bool(changed) and pairs[0][0].device.type == "cpu"
         if all(_close(*pair, exact=exact) for pair in pairs):
@@ -150,7 +153,7 @@ class WeightWatch:
             )
 
     def _counters(self) -> dict[str, tuple[int, int, int]]:
-        """Return numbers that differ after a tensor was changed in place, or exchanged."""
+        """Return numbers of each tensor that differ after it was changed in place or replaced."""
         named = [
             *self._model.named_parameters(remove_duplicate=False),
             *self._model.named_buffers(remove_duplicate=False),
@@ -161,8 +164,18 @@ class WeightWatch:
         }
 
 
+@contextmanager
+def blaming_changes(watch: WeightWatch) -> Iterator[None]:
+    """Raise the error that the model changed, if it did, instead of one about rows that are wrong."""
+    try:
+        yield
+    except NumericsError:
+        watch.check(surely=True)
+        raise
+
+
 def _to_copy(model: nn.Module) -> set[str]:
-    """Return the names of the parameters that are copied before any pass."""
+    """Return the names of the parameters to be copied before any pass."""
     named = dict(model.named_parameters(remove_duplicate=False))
     held = map(local_part, model.parameters())
     if sum(one.numel() * one.element_size() for one in held) <= _SMALL:

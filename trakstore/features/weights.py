@@ -1,4 +1,4 @@
-"""Weights that belong to a model alone: told from checkpoints that share them, kept, given back."""
+"""Weights that belong to a model alone: separated from checkpoints, copied and restored."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Span = tuple[int, int]  # first byte, and the one after the last
 
 
 def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
-    """Return the same checkpoints, of which those that share memory with the model are copies.
+    """Return the same checkpoints, with copies of those that share memory with the model.
 
-    ``model.state_dict()`` refers to the model's own tensors: another checkpoint that is loaded into
-    the model, or a step of training, changes it. Only what is shared costs memory; files do not.
+    ``model.state_dict()`` refers to the model's own tensors, which change when another checkpoint is
+    loaded or training takes a step. Only what is shared costs memory; files do not.
 
     Parameters
     ----------
     checkpoints : mapping of name to anything
-        State dicts are looked at, all else is passed on; so is a mapping that is no dict, which
-        reads its values when they are asked for.
+        State dicts are checked; anything else is passed on, even a mapping that is no dict, since it
+        may read its values when asked for them.
     model : nn.Module
 
     Examples
@@ -47,7 +47,7 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
     >>> bool((own[10]["weight"] == 0).any())
     False
     """
-    # Other mappings may read a file for each value: to look at them all would read every checkpoint.
+    # Other mappings may read a file for each value: checking them would read every checkpoint.
     if not isinstance(checkpoints, dict | MappingProxyType | ChainMap | UserDict):
         return checkpoints
     copies = {
@@ -59,7 +59,7 @@ def unshared(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
 
 
 def shares_memory(state: Mapping[Any, Any], model: nn.Module) -> bool:
-    """Tell whether a tensor of a state dict, also of one within it, lies in the model's memory."""
+    """Tell whether a tensor in a state dict, or in one nested in it, lies in the model's memory."""
     return _overlap(_spans(chain(model.parameters(), model.buffers())), _spans(_values(state)))
 
 
@@ -72,7 +72,7 @@ def _values(state: Mapping[Any, Any]) -> Iterator[Any]:
 
 
 def state_dicts(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, Any]:
-    """Return weights of models and state dicts, which do not change when one is loaded; and paths."""
+    """Return paths, and state dicts that do not change when another is loaded into their model."""
     states = {
         name: one.state_dict() if isinstance(one, nn.Module) else one
         for name, one in checkpoints.items()
@@ -82,11 +82,11 @@ def state_dicts(checkpoints: Mapping[K, Any], model: nn.Module) -> Mapping[K, An
 
 @contextmanager
 def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
-    """Give a model its own parameters and buffers again at the end, whatever happened.
+    """Restore a model's own parameters and buffers at the end, whatever happened.
 
-    A copy of them is held on the CPU meanwhile, which takes as much memory as the model does; or of
-    its buffers alone. Parameters that were built without numbers count as not loaded again at the end,
-    and are not copied, unless others have numbers of their own.
+    Meanwhile a copy of them is held on the CPU, which takes as much memory as the model, or of the
+    buffers alone. Parameters that were built without numbers are not copied, unless others have
+    numbers: they count as not loaded again at the end.
     """
     own = Kept.of(model, also=None if parameters and has_own_numbers(model) else ())
     try:
@@ -97,14 +97,14 @@ def kept(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """Make a deep copy of a model, which may hold tensors that are computed from its parameters.
+    """Make a deep copy of a model, even one that holds tensors computed from its parameters.
 
     Raises
     ------
     TrakStoreError
         When it holds something that cannot be copied, such as a lock or an open file.
     """
-    # torch refuses to copy tensors that have a history. Their values are copied without it.
+    # torch refuses to copy tensors with a gradient history: their values are copied without it.
     memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -118,7 +118,7 @@ def own_copy(model: nn.Module) -> nn.Module:
             f"the model cannot be copied ({error}): checkpoints are loaded into a copy, so that the "
             f"model that is given keeps its weights; take what cannot be copied out of the model"
         ) from error
-    # What torch.compile puts around a model is copied without the hooks that it has.
+    # A wrapper of torch.compile is copied without its hooks.
     for name, hooks in vars(model).items():
         if "_hooks" in name and isinstance(hooks, dict) and hooks and not vars(own).get(name):
             vars(own)[name] = copy.copy(hooks)
@@ -148,21 +148,21 @@ class _Place:
     def give_back(self) -> None:
         there = self.registry.get(self.key)
         if there is None or not _alike(local_part(there), self.values):
-            # Something else was put there. The tensor itself comes back, since optimisers and tied
-            # modules hold that one.
+            # Another tensor was put there. The original comes back, since optimisers and tied modules
+            # hold that one.
             self.registry[self.key] = there = self.tensor
         now = local_part(there)
         if not _alike(now, self.values):
             now.data = self.values.to(now.device)
-        elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is fixed
+        elif torch.is_inference_mode_enabled() or not now.is_inference():  # else it is read-only
             _copy(self.values, now)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Tensors of a model, with copies of their values on the CPU, and states that are no tensors.
+    """Tensors of a model, with copies of their values on the CPU, and its states that are no tensors.
 
-    Of a model that is spread over ranks they are this rank's parts.
+    For a model that is spread over ranks these are the rank's own parts.
     """
 
     places: tuple[_Place, ...]
@@ -170,7 +170,7 @@ class Kept:
 
     @classmethod
     def of(cls, model: nn.Module, *, also: Collection[str] | None = None) -> Self:
-        """Copy all of a model; or its buffers, and ``also`` the parameters of these names."""
+        """Copy all tensors of a model, or its buffers and ``also`` the parameters of these names."""
         tensors = [
             (f"{path}.{key}" if path else key, registry, key, tensor)
             for path, module in model.named_modules(remove_duplicate=False)
@@ -183,8 +183,8 @@ class Kept:
             for name, registry, key, tensor in tensors
             if also is None or name in also or not isinstance(tensor, nn.Parameter)
         ]
-        copies = {id(tensor): tensor for *_, tensor in chosen}  # tied ones once
-        # Of a sharded model these are this rank's parts: no other rank has a say in that.
+        copies = {id(tensor): tensor for *_, tensor in chosen}  # a tied tensor once
+        # Of a sharded model these are this rank's parts, and no other rank is asked.
         held = {one: local_part(tensor).detach() for one, tensor in copies.items()}
         copies = {one: tensor.to("cpu", copy=True) for one, tensor in held.items()}
         extra = [
@@ -197,12 +197,12 @@ class Kept:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """Names of tensors whose values are others now."""
+        """Names of tensors whose values differ now."""
         return tuple(place.name for place in self.places if place.differs)
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Put the values, and the tensors that were exchanged, where they were."""
+        """Restore the values, and the tensors that were replaced."""
         for place in self.places:
             place.give_back()
         for module, state in self.extra:
@@ -210,7 +210,7 @@ class Kept:
 
 
 def _copy(values: Tensor, into: Tensor) -> None:
-    """Copy the values of a tensor, which may be an expanded one: torch writes no number twice."""
+    """Copy values into a tensor, also an expanded one, to whose shared numbers torch does not write."""
     strides = into.stride() if into.layout is torch.strided else ()
     if any(step == 0 and size > 1 for step, size in zip(strides, into.shape, strict=False)):
         once = tuple(slice(1) if step == 0 else slice(None) for step in strides)
@@ -223,9 +223,9 @@ def _alike(left: Tensor, right: Tensor) -> bool:
 
 
 def _numbers(tensor: Tensor) -> list[Tensor]:
-    """Return the numbers of a tensor: sparse ones with their zeros, quantised ones as integers.
+    """Return the numbers of a tensor: sparse ones as dense, quantised ones as integers.
 
-    Those that torchao quantised are several tensors: integers, or floats of 8 bits, and scales.
+    A tensor that torchao quantised consists of several: integers, or floats of 8 bits, and scales.
     """
     if is_traceable_wrapper_subclass(tensor):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
@@ -233,7 +233,7 @@ def _numbers(tensor: Tensor) -> list[Tensor]:
     if tensor.is_quantized:
         return [tensor.int_repr()]
     dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
-    # Few operations know floats of 8 bits, and comparisons are not among them everywhere.
+    # Few operations support floats of 8 bits, and comparisons do not everywhere.
     small = dense.is_floating_point() and dense.element_size() == 1
     return [dense.view(torch.uint8) if small else dense]
 
@@ -259,7 +259,7 @@ def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _spans(values: Iterable[Any]) -> dict[torch.device, list[Span]]:
-    """Return the memory of tensors on each device, ascending and apart."""
+    """Return the memory ranges of tensors on each device, ascending and disjoint."""
     spans: dict[torch.device, list[Span]] = {}
     for value in values:
         if isinstance(value, Tensor) and not is_lazy(value):
@@ -269,7 +269,7 @@ def _spans(values: Iterable[Any]) -> dict[torch.device, list[Span]]:
 
 
 def _parts_of(tensor: Tensor) -> list[Span]:
-    """Return the memory behind a tensor: its storage, or its parts' where it has none of its own."""
+    """Return the memory ranges of a tensor: its storage, or those of its parts."""
     if tensor.is_mkldnn:  # memory that only oneDNN knows
         return []
     if tensor.layout == torch.sparse_coo:
@@ -298,7 +298,7 @@ def _merged(spans: list[Span]) -> list[Span]:
 def _overlap(
     left: Mapping[torch.device, list[Span]], right: Mapping[torch.device, list[Span]]
 ) -> bool:
-    # Spans are sorted and apart, so that the last one that begins before an end is the only candidate.
+    # Ranges are sorted and disjoint, so that only the last one that begins before an end can overlap.
     for device in left.keys() & right.keys():
         own = left[device]
         for first, last in right[device]:

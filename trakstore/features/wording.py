@@ -1,4 +1,4 @@
-"""Errors and names in a few words, for messages."""
+"""Errors and names, shortened for messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["first_line", "first_sentence", "listed"]
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, or its kind where it says nothing.
+    """Return the first line of an error, or its kind if it has no text.
 
     Examples
     --------
@@ -20,7 +20,7 @@ def first_line(error: Exception) -> str:
 
 
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of an error, whole, or its kind where it says nothing.
+    """Return the whole first sentence of an error, or its kind if it has no text.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def first_sentence(error: Exception) -> str:
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Return the first names, and dots where there are more.
+    """Return the first names, and dots if there are more.
 
     Examples
     --------

@@ -30,7 +30,7 @@ class Worker:
         sharding = sharding_of(job.model)
         if sharding.whole:
             return cls(*rank_and_world(rank, world_size), device_of(job.model, device))
-        # The launcher's numbers are of ranks, which share a model: groups of them share the blocks.
+        # The launcher counts ranks. Groups of them hold one model, and these groups share the blocks.
         group = 0 if rank is None else rank
         groups = 1 if world_size is None else world_size
         number, numbers = group * sharding.replicas + sharding.replica, groups * sharding.replicas
@@ -38,5 +38,5 @@ class Worker:
 
     @property
     def leads(self) -> bool:
-        """Tell whether this is the first of all, which shows how far they are."""
+        """Tell whether this is the first worker of all, which shows the progress."""
         return self.rank == 0 and self.sharding.leads

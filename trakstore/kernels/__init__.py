@@ -1,6 +1,6 @@
-"""Kernels of stored rows: solvers that can be chosen, factored kernels, and the explicit inverse.
+"""Kernels of stored rows: a choice of solvers, factored kernels, and the explicit inverse.
 
-Score methods choose a solver by themselves. ``solver=`` takes another one:
+Score methods choose a solver by themselves, unless they are given another as ``solver=``:
 
 >>> from trakstore.kernels import BlockedCholesky
 >>> BlockedCholesky(memory_limit="2GB").form

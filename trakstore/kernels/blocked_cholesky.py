@@ -1,4 +1,4 @@
-"""Cholesky out of core: panels in memory, tiles in Zarr, blocked triangular solves."""
+"""Cholesky out of core: panels of columns in memory, tiles in Zarr, blocked triangular solves."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from trakstore.storage.tables.table_array import TableArray
 class BlockedCholesky(Solver):
     """K + λI = L Lᵀ with K and L in Zarr tiles: left-looking, one panel of columns in memory.
 
-    Each panel is read once, has the panels before it subtracted tile by tile (so that L is read
-    about panels/2 times in all), and is written once.
+    Each panel is read once, reduced by the panels before it tile by tile, and written once; L is read
+    about panels/2 times in all.
 
     Attributes
     ----------
     memory_limit : int or str, optional
         Bytes of one process; a quarter of what is available when None.
     scratch : str, optional
-        Folder in which L is kept while it is in use; the system's when None.
+        Folder for L while it is in use; the system's folder for temporary files when None.
 
     Examples
     --------
@@ -83,8 +83,8 @@ class BlockedFactor(Factor):
     def solve(self, rhs: NDArray[np.floating]) -> F64:
         values = np.array(rhs, dtype=np.float64)
         panels = list(ranges(self.dim, self.width))
-        # Rows are the right-hand sides, so that both systems have L on the right: Y Lᵀ = X forwards,
-        # then Z L = Y backwards.
+        # Right-hand sides are rows, so that L stands on the right in both systems: Y Lᵀ = X going
+        # forwards, then Z L = Y going backwards.
         for at, piece in enumerate(panels):
             for other in panels[:at]:
                 values[:, slice(*piece)] -= values[:, slice(*other)] @ self._tile(piece, other).T
@@ -97,7 +97,7 @@ class BlockedFactor(Factor):
         return values
 
     def _divide(self, values: F64, piece: tuple[int, int], *, transposed: bool) -> None:
-        """Solve for one panel, in place, with the tile on the diagonal."""
+        """Solve for one panel, in place, with the tile on its diagonal."""
         corner = self._tile(piece, piece)
         part = values[:, slice(*piece)]
         part[...] = solve_triangular(
@@ -109,7 +109,7 @@ class BlockedFactor(Factor):
 
 
 def _width(dim: int, tile: int, limit: int) -> int:
-    """Return the columns of a panel: whole tiles, and no more than an eighth of the matrix."""
+    """Return the columns of a panel: whole tiles, at most an eighth of the matrix."""
     most = max(tile, -(-dim // 8 // tile) * tile)
     for width in range(most, 0, -tile):
         if _bytes(dim, width) <= limit:
@@ -122,7 +122,7 @@ def _width(dim: int, tile: int, limit: int) -> int:
 
 
 def _bytes(dim: int, width: int) -> int:
-    """Return the bytes of a panel, the two tiles that meet it, and one on its way from disk."""
+    """Return the bytes of a panel, of the two tiles that it is multiplied with, and one being read."""
     return with_slack(8 * width * (dim + 4 * width))
 
 
@@ -146,8 +146,8 @@ def _panel(
     damped: float,
 ) -> F64:
     """Factor the panel of columns start..stop and store it; return the diagonal of L there."""
-    # Left-looking, for the panel P below the diagonal: P = K − Σ L_j L_jᵀ over the panels j before it,
-    # then its corner is C = L Lᵀ, and the rest is divided by Lᵀ.
+    # Left-looking: the panel from the diagonal down is P = K − Σ L_j L_jᵀ over the panels j before it.
+    # The square at its top is then C = L Lᵀ, and the rest is divided by Lᵀ.
     start, stop = piece
     width = stop - start
     panel = np.empty((gram.dim - start, width))
@@ -174,7 +174,7 @@ def _panel(
 
 def _subtract(panel: F64, left: F64, right: F64) -> None:
     """Compute panel -= left rightᵀ in place."""
-    # Transposed views are in Fortran order, which BLAS writes to: panelᵀ -= right leftᵀ.
+    # BLAS writes to Fortran order, in which transposed views are: panelᵀ -= right leftᵀ.
     dgemm(-1.0, right.T, left.T, beta=1.0, c=panel.T, trans_a=True, overwrite_c=True)
 
 

@@ -1,4 +1,4 @@
-"""Choice of a solver for some rows, and of the form of their kernel that it takes."""
+"""Choice of a solver for a split's rows, and of the form of the kernel that it takes."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def factor_split(
     Parameters
     ----------
     split : Split
-        Complete.
+        A complete split.
     damping : float or Damping
     solver : Solver, optional
-        By shape and memory when None, as :func:`~trakstore.trak_scores` chooses it.
+        By shape and memory when None, as in :func:`~trakstore.trak_scores`.
     dtype : {"float32", "float64"}
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     held : int
-        Bytes of it that other factors have, which are kept.
+        Bytes of the memory limit that other factors take, which are kept.
     ready : GramInMemory, optional
-        The stored gram of the split, where it was read already.
+        Stored gram of the split, if it was read already.
     device : str
-        Device of a gram's products and sums, such as ``"cuda"``; what a solver does runs on the CPU.
+        Device for the gram's products and sums, such as ``"cuda"``; solvers run on the CPU.
 
     Raises
     ------
     NumericsError
-        Features that are not finite, or a kernel that is singular at this damping.
+        When features are not finite, or the kernel is singular at this damping.
     MemoryLimitError
-        The kernel does not fit in any form.
+        When the kernel does not fit in any form.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def factor_rows(
     options: Any = {"dtype": dtype, "memory_limit": memory_limit}
     limit = memory_budget(memory_limit)
     kernel: Kernel
-    # The folder lives as long as the kernel, and goes with it.
+    # The folder lives as long as the kernel, and is removed with it.
     if solver.form == "tiles":
         scratch = Scratch()
         kernel = replace(
@@ -104,7 +104,7 @@ def factor_rows(
 
 
 def need_solver(solver: Solver | None) -> None:
-    """Raise a :class:`TrakStoreError` for what is no solver."""
+    """Raise a :class:`TrakStoreError` for anything but a solver."""
     if not isinstance(solver, Solver | None):
         raise TrakStoreError(
             f"solver must be a Solver of trakstore.kernels, such as Cholesky(), or None, got {solver!r}"
@@ -112,7 +112,7 @@ def need_solver(solver: Solver | None) -> None:
 
 
 def solver_of(split: KernelSplit, damping: Damping, limit: int, held: int = 0) -> Solver:
-    """Choose a solver for a split: for one whose rows were dropped, one that takes its gram."""
+    """Choose a solver for a split; if its rows were dropped, one that takes the stored gram."""
     dim = split.column(layout.FEATURES).shape[1]
     rows = dim if split.dropped else unmasked_count(split)
     return choose_solver(rows, dim, damping, limit, held)
@@ -121,7 +121,8 @@ def solver_of(split: KernelSplit, damping: Damping, limit: int, held: int = 0) -
 def keep_gram(split: KernelSplit, *, memory_limit: int | str | None = None) -> None:
     """Compute the gram of a split and store it, unless a valid one is stored."""
     dim, limit = split.column(layout.FEATURES).shape[1], memory_budget(memory_limit)
-    # As many rows as columns: the rows themselves, which a solver might take instead, are no gram.
+    # The choice is made for as many rows as columns: with fewer it might be a solver that takes the
+    # rows themselves, and no gram would be stored.
     form = choose_solver(dim, dim, Damping.of(1.0), limit).form
     split_kernel(split, form, memory_limit=limit)
 
@@ -131,17 +132,17 @@ def choose_solver(
 ) -> Solver:
     """Choose Dual for fewer rows than columns, blocked for what does not fit, else Cholesky.
 
-    Together with the ``held`` bytes of others, a factor in memory has at most a quarter of the limit,
-    or half of it if it is the only one; a dual one always half, since what would take its place on disk
-    has the square of more columns than there are rows.
+    A factor in memory, with the ``held`` bytes of others, takes at most a quarter of the limit, or half
+    of it if it is the only one. A dual factor may always take half: the gram that would replace it on
+    disk has more columns than the split has rows.
     """
     limit = memory_budget(memory_limit)
     left, share = limit - held, limit // 4 if held else limit // 2
     damped = damping.absolute != 0 if damping.absolute is not None else damping.relative != 0
-    # The dual form divides by λ, and has n x n numbers in the place of k x k.
+    # The dual form divides by λ, and has n x n numbers instead of k x k.
     if rows < dim and damped and held + 8 * rows**2 < limit // 2:
         return Dual(left)
-    # The gram, its factor, and the sums and products of two tasks, all k x k.
+    # All are k x k: the gram, its factor, and the sums and products of two tasks.
     fits = 40 * dim**2 < left and held + 8 * dim**2 < share
     return Cholesky() if fits else BlockedCholesky(left)
 

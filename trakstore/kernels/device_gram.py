@@ -1,4 +1,4 @@
-"""Sums of a gram on a GPU, through torch, which is imported with this module."""
+"""Sums of a gram on a GPU, through torch; importing this imports torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from trakstore.passes.pinned import Upload, to_host
 from trakstore.passes.rows import Rows
 from trakstore.planning import ranges
 
-# Columns of a strip of the upper triangle: wider ones compute more below it, narrower ones are slower.
+# Columns of a strip of the upper triangle: wider ones compute more below the diagonal, narrower ones
+# are slower.
 STRIP = 2048
-# Columns of a square on the diagonal, which ends up symmetric: a multiple of those of a gram on the
-# CPU, since whoever takes the matrix fills in the lower triangle by such squares.
+# Columns of a square on the diagonal, which becomes symmetric. It is a multiple of that of a gram on
+# the CPU, where the caller fills in the lower triangle by squares of that size.
 _SQUARE = 1024
 
 
 class DeviceSums:
     """The upper block triangle of Σᵢ wᵢ φᵢ φᵢᵀ of the rows so far, on a device.
 
-    Products of at most ``together`` rows are summed in their own dtype before float64 takes over: to
-    add a whole matrix to the sum for each tile would take longer than the tile's product.
+    Products of up to ``together`` rows are summed in their own dtype, then added in float64: adding the
+    whole matrix for each tile would take longer than the tile's product.
     """
 
     def __init__(self, dim: int, dtype: str, together: int, device: str) -> None:
@@ -38,7 +39,7 @@ class DeviceSums:
         self._waiting, self.used = 0, 0
 
     def add(self, rows: Rows, start: int, stop: int, roots: NDArray[Any] | None) -> None:
-        """Add rows start..stop times the roots of their weights, shape (stop - start,)."""
+        """Add rows start..stop, times the square roots of their weights, shape (stop - start,)."""
         with self._features.widened(rows, start, stop, self._dtype) as tile:
             if roots is None:
                 self._multiply(tile)
@@ -59,7 +60,8 @@ class DeviceSums:
             When a row was not finite, or too large.
         """
         self._take_over()
-        # A value that is not finite reaches the square of its own column, on the diagonal.
+        # Column j's own square has the square of every value in it: one that is not finite shows on the
+        # diagonal.
         if not to_host(torch.isfinite(self._total.diagonal()).all()):
             raise NotFiniteError("the gram is not finite")
         for low, high in ranges(len(self._total), _SQUARE):

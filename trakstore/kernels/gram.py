@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from trakstore.kernels.device_gram import DeviceSums
 
 GramDtype = Literal["float32", "float64"]
-# Rows whose products are summed in float32 before float64 takes over.
+# Rows whose products are summed in float32, before the sum is added in float64.
 PRODUCT_ROWS = 4096
-# Mean square of a number of the rows below which their products are not taken in float32: it has fewer
-# digits below 2**-126, and nothing below 2**-149.
+# Mean square of the numbers in rows below which products are not taken in float32: it has fewer digits
+# below 2**-126, and none below 2**-149.
 _LEAST_SQUARE = 2.0**-110
-# Columns of the squares on the diagonal: measured, 256 to 1024 differ little.
+# Columns of the squares on the diagonal; in measurements 256 to 1024 differed little.
 SQUARE = 512
 
 
@@ -39,7 +39,7 @@ def check_gram_dtype(dtype: str) -> None:
 
 
 class Kernel(Protocol):
-    """K = ΦᵀΦ in some form: a matrix, tiles on disk, or the rows that it would be made of."""
+    """K = ΦᵀΦ in some form: a matrix, tiles on disk, or the rows themselves."""
 
     @property
     def rows(self) -> int: ...
@@ -58,13 +58,13 @@ class Gram:
     matrix : ndarray of float64, shape (k, k)
         K, symmetric to the bit.
     rows : int
-        Rows that entered: those with a weight above zero; as :func:`.stored_grams.split_gram` gives it,
-        all unmasked rows, which the n of the damping counts.
+        Number of rows with a weight above zero; in a gram from :func:`.stored_grams.split_gram`, number
+        of all unmasked rows, the n of the damping.
     trace : float
         tr(K): the sum of the squared norms of the rows.
     dtype : {"float32", "float64"}
-        Dtype of the products that were summed, or a narrower one that was asked for: it says how far
-        small eigenvalues can be trusted.
+        Dtype of the products that were summed, or the narrower one that was asked for: it says how far
+        to trust small eigenvalues.
     """
 
     matrix: NDArray[np.float64]
@@ -92,10 +92,10 @@ def gram(
     rows : Rows, shape (n, k)
         Features, of any float dtype.
     weights : Rows, shape (n,), optional
-        Non-negative weights wᵢ; one when None.
+        Non-negative weights wᵢ; all 1 when None.
     dtype : {"float32", "float64"}
-        Dtype of the products within a tile; sums over tiles are float64 always, and so are products of
-        rows that are so small that float32 would lose them.
+        Dtype of the products within a tile. Sums over tiles are always float64, as are products of rows
+        so small that float32 would lose them.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     device : str
@@ -109,9 +109,9 @@ def gram(
     Raises
     ------
     NumericsError
-        A feature or weight that is not finite, a negative weight.
+        When a feature or weight is not finite, or a weight is negative.
     MemoryLimitError
-        The matrix and one tile do not fit, here or on the device.
+        When the matrix and one tile do not fit, here or on the device.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def gram(
     if products_vanish(float(np.trace(total)), rows.shape, dtype):
         how: Any = {"memory_limit": memory_limit, "device": device}
         return replace(gram(rows, weights, dtype="float64", **how), dtype=dtype)
-    # Passes fill the upper block triangle alone.
+    # Passes fill only the upper block triangle.
     for low, high in ranges(dim, SQUARE):
         total[high:, low:high] = total[low:high, high:].T
     return Gram(total, used, float(np.trace(total)), dtype)
@@ -144,8 +144,8 @@ def gram(
 def products_vanish(trace: float, shape: tuple[int, ...], dtype: GramDtype) -> bool:
     """Tell whether rows are so small that float32 loses their products.
 
-    Rows that are all zero are not told from these: in float64 they are, whose products of numbers of
-    float32 never vanish.
+    Rows of zeros count as such: they cost a pass in float64, in which products of float32 numbers never
+    vanish.
     """
     return dtype == "float32" and trace < _LEAST_SQUARE * math.prod(shape)
 
@@ -159,25 +159,25 @@ def _device_slots(rows: Rows, step: int, dtype: GramDtype, device: str) -> int:
 
 
 def _parts(dim: int) -> int:
-    """Return the most ranges: fewer where a partial matrix is large.
+    """Return the most ranges of rows that are summed apart: fewer if a partial matrix is large.
 
-    It is a function of the shape alone, as the bits of the sum depend on it.
+    The number depends on the shape alone, since the bits of the sum depend on it.
     """
     return max(1, min(MOST_RANGES, 2**31 // (8 * dim * dim)))
 
 
 def gram_bytes(dim: int, step: int, stored: int, computed: int) -> tuple[int, int]:
-    """Return the bytes of the results that wait in the merge tree, and of one task.
+    """Return the bytes of results that wait in the merge tree, and of one task.
 
-    A task has its sum, a product, a tile of ``step`` rows as stored, its bytes on the way through a
-    codec, and the tile as computed.
+    A task has its sum, a product, a tile of ``step`` rows as stored, its bytes in a codec, and the tile
+    as computed.
     """
     waiting = (_parts(dim).bit_length() + 1) * 8 * dim * dim
     return waiting, dim * dim * (8 + computed) + step * dim * (2 * stored + computed)
 
 
 def gram_flops(rows: int, dim: int) -> int:
-    """Count the operations of the block triangle: k(k + 1)/2 sums of n products."""
+    """Count the operations of the upper triangle: k(k + 1)/2 sums of n products."""
     return rows * dim * (dim + 1)
 
 
@@ -186,7 +186,7 @@ Partial = tuple[NDArray[np.float64], int]
 
 @dataclass
 class _Sums:
-    """The sum of a range so far, its rows, and the arrays that each tile uses again."""
+    """The sum of a range so far, its number of rows, and arrays that every tile reuses."""
 
     total: NDArray[np.float64]
     used: int
@@ -223,7 +223,7 @@ class _GramPass(Pass["_Sums | DeviceSums", Partial]):
             from trakstore.kernels.device_gram import DeviceSums
 
             return DeviceSums(dim, self.dtype, PRODUCT_ROWS, device)
-        # Made once, since on a cluster's workers each new array costs as much as reading it.
+        # Made once, since on a cluster's workers a new array costs as much as reading its values.
         computed = np.empty((min(self.step, rows), dim), dtype=self.dtype)
         product = np.empty(min(SQUARE, dim) * dim, dtype=self.dtype)
         return _Sums(np.zeros((dim, dim)), 0, computed, product)
@@ -235,7 +235,8 @@ class _GramPass(Pass["_Sums | DeviceSums", Partial]):
         tile, count = self._tile(low, high, state.computed[: high - low])
         for first in range(0, len(tile), PRODUCT_ROWS):
             _add_product(state.total, tile[first : first + PRODUCT_ROWS], state.product)
-        # A value that is not finite reaches the square of its own column, on the diagonal.
+        # Column j's own square has the square of every value in it: one that is not finite shows on the
+        # diagonal.
         if not np.isfinite(np.einsum("ii->i", state.total)).all():
             raise NumericsError(_complaint(tile, low, high))
         state.used += count
@@ -245,14 +246,14 @@ class _GramPass(Pass["_Sums | DeviceSums", Partial]):
         return (state.total if isinstance(state, _Sums) else state.matrix()), state.used
 
     def _tile(self, low: int, high: int, out: NDArray[Any]) -> tuple[NDArray[Any], int]:
-        """Return rows times the roots of their weights, and how many have a weight.
+        """Return rows times the square roots of their weights, and how many have a weight.
 
-        They are in ``out`` where they are changed.
+        Rows that change are written to ``out``.
         """
         rows, roots = self.rows.read(low, high), self._roots(low, high)
         if roots is None and rows.dtype == out.dtype:
             return rows, len(rows)
-        # What overflows here is seen in the sum.
+        # An overflow here makes the sum infinite, which is checked at the end.
         with np.errstate(over="ignore", invalid="ignore"):
             if roots is None:
                 np.copyto(out, rows, casting="same_kind")
@@ -263,7 +264,7 @@ class _GramPass(Pass["_Sums | DeviceSums", Partial]):
         return out, int(np.count_nonzero(roots))
 
     def _roots(self, low: int, high: int) -> NDArray[Any] | None:
-        """Return √weights; None where all are 1."""
+        """Return the square roots of the weights; None if all are 1."""
         if self.weights is None:
             return None
         weights = np.asarray(self.weights.read(low, high), dtype=np.float64)
@@ -280,8 +281,8 @@ def _add_product(total: NDArray[np.float64], tile: NDArray[Any], scratch: NDArra
             for first, last in ((low, high), (high, len(total))):
                 shape = high - low, last - first
                 product = scratch[: math.prod(shape)].reshape(shape)
-                # For aᵀ·a of one array numpy calls syrk, which does half the work and gives a result
-                # that is symmetric to the bit. (scipy's own syrk keeps the GIL.)
+                # For aᵀ·a of one array numpy calls syrk, which does half the work, and whose result is
+                # symmetric to the bit. (scipy's own syrk keeps the GIL.)
                 other = part if first == low else tile[:, first:last]
                 total[low:high, first:last] += np.matmul(part.T, other, out=product)
 

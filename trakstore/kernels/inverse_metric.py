@@ -1,6 +1,6 @@
-"""Lengths of rows in the metric of (K + λI)⁻¹, and that inverse itself, for people to look at.
+"""Lengths of rows in the metric of (K + λI)⁻¹, and the inverse itself, for people to look at.
 
-Nothing here multiplies with the explicit inverse.
+Nothing here multiplies by the explicit inverse.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def quadratic_form(rows: Rows, factor: Factor, *, memory_limit: int | str | None
     Raises
     ------
     NumericsError
-        A row that is not finite.
+        When a row is not finite.
     MemoryLimitError
-        A tile of rows does not fit.
+        When a tile of rows does not fit.
     """
     count, dim = rows.shape
     step = max(tile_rows(rows), factor.solve_rows)
-    # A task has a tile as stored and four of float64, on the way through the solver. Beside all tasks
-    # lies a factor's share of temporaries, and the lengths twice, since results are put together.
+    # A task has a stored tile, and four in float64 that the solver uses. Beside all tasks there is the
+    # factor's temporary memory, and the lengths twice, since results are joined.
     each = min(step, count) * dim * (rows.dtype.itemsize + 32)
     fixed = 8 * dim * dim + 16 * count
     what = f"lengths of rows of {dim} in a kernel's metric"
@@ -83,10 +83,11 @@ def inverse(factor: Factor, *, memory_limit: int | str | None = None) -> F64:
            [0.  , 0.5 ]])
     """
     dim, limit = factor.dim, memory_budget(memory_limit)
-    # Five k x k matrices: the unit matrix, what solvers make of it, and the two halves of the mean.
+    # Five k x k matrices: the unit matrix, two in the solver, and the two halves of the mean.
     fit_slots(1, 1, 0, 40 * dim * dim, limit, f"the inverse of a kernel of {dim} in memory")
     solved = factor.solve(np.eye(dim))
-    # Solving rounds each row on its own, so that the two triangles differ in the last bits.
+    # Each row is rounded on its own, so that the triangles differ in the last bits: their mean is
+    # taken.
     return (solved + solved.T) / 2
 
 
@@ -108,7 +109,7 @@ def save_inverse(factor: Factor, out: Any, *, memory_limit: int | str | None = N
     """
     dim, limit = factor.dim, memory_budget(memory_limit)
     strip = window_rows(dim, 40 * dim, 0, limit, f"one row of the inverse of a kernel of {dim}")
-    # Whole chunks where one fits, since a Zarr array writes a part of a chunk by reading it first.
+    # Whole chunks if one fits, since Zarr writes a part of a chunk by reading the chunk first.
     chunk = getattr(out, "chunks", (1,))[0]
     strip = max(strip // chunk * chunk, min(chunk, strip))
     for start, stop in ranges(dim, strip):

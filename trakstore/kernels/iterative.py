@@ -30,8 +30,8 @@ from trakstore.passes.scheduler import task_slots, tile_rows
 from trakstore.planning import human_bytes, ranges
 
 EPS = float(np.finfo(np.float64).eps)
-# Of a memory limit, one part in so many is for the tiles of all tasks, one for what they sum, and one
-# for the right-hand sides on the way through a solve.
+# The tiles of all tasks, the sums of all tasks, and the right-hand sides of a solve may each take one
+# part in so many of the memory limit.
 SHARE = 8
 _MOST_SOLVED = 1024  # right-hand sides that are solved at once
 
@@ -46,7 +46,7 @@ class RowsKernel:
     trace : float
         tr(K).
     limit : int or None
-        Bytes that passes over the rows keep to.
+        Limit of passes over the rows, in bytes.
     """
 
     features: Rows
@@ -63,7 +63,7 @@ class RowsKernel:
 
     @property
     def step(self) -> int:
-        """Rows of a tile: fewer than are read at once elsewhere where those would not fit."""
+        """Rows of a tile: fewer than elsewhere where these would not fit."""
         step = tile_rows(self.features)
         if self.limit is None:
             return step
@@ -72,7 +72,7 @@ class RowsKernel:
 
     @property
     def batch(self) -> int:
-        """Right-hand sides for which there is room in a pass, and on the way to it."""
+        """Number of right-hand sides for which there is room in and before a pass."""
         if self.limit is None:
             return _MOST_SOLVED
         room = self.limit // SHARE
@@ -80,7 +80,7 @@ class RowsKernel:
         return max(1, min(_MOST_SOLVED, fitting))
 
     def solve_bytes(self, count: int) -> int:
-        """Return the bytes that passes take for so many right-hand sides, and five copies of these."""
+        """Return the bytes of passes for so many right-hand sides, with five copies of these."""
         each = self.step * self.dim * _read_bytes(self.features) + 16 * count * self.dim
         return task_slots() * each + 40 * count * self.dim
 
@@ -101,7 +101,7 @@ class RowsKernel:
 
 
 def _read_bytes(rows: Rows) -> int:
-    """Return the bytes of a number of a tile: read by chunk, as a whole, scaled, and as float64."""
+    """Return the bytes of a number in a tile: as read, as a whole chunk, scaled, and as float64."""
     return 2 * rows.dtype.itemsize + 16
 
 
@@ -124,13 +124,13 @@ def rows_kernel(features: Rows, limit: int | None = None) -> RowsKernel:
 class ConjugateGradients(Solver):
     """Conjugate gradients on the stored rows: one pass over them an iteration, no gram.
 
-    For a k whose gram is too large, at a damping that keeps the condition number low: iterations
+    For a k whose gram is too large, and a damping that keeps the condition number low: the iterations
     grow with its square root.
 
     Attributes
     ----------
     tolerance : float
-        Norm of the residual, relative to the right-hand side's, at which a row is solved.
+        Norm of the residual, relative to that of the right-hand side, at which a row counts as solved.
     iterations : int
         Most iterations.
 
@@ -154,7 +154,7 @@ class ConjugateGradients(Solver):
 
 @dataclass(frozen=True, eq=False)
 class GradientFactor(Factor):
-    """Nothing factored; ``condition`` is the bound (tr(K) + λ)/λ, NaN without damping."""
+    """No factors; ``condition`` is the bound (tr(K) + λ)/λ, NaN without damping."""
 
     kernel: RowsKernel
     tolerance: float
@@ -162,7 +162,7 @@ class GradientFactor(Factor):
     solve_rows: ClassVar[int] = 1024
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
-        """Solve each row on its own, all with the same passes over the rows.
+        """Solve for each row separately; all rows share the passes.
 
         Raises
         ------
@@ -182,8 +182,8 @@ class GradientFactor(Factor):
                 return solved
             applied = self.kernel.apply(direction[live]) + self.damping * direction[live]
             energy = np.einsum("ij,ij->i", direction[live], applied)
-            # pᵀAp is at least the smallest eigenvalue times ‖p‖². Below the rounding of the largest
-            # one, for which tr(K) + λ is a bound, A is singular in float64.
+            # pᵀAp is at least the smallest eigenvalue times ‖p‖². If it is below the rounding of the
+            # largest eigenvalue, bounded by tr(K) + λ, then A is singular in float64.
             least = self.dim * EPS * (self.kernel.trace + self.damping)
             if (energy <= least * _squares(direction[live])).any():
                 raise singular(self.kernel, self.damping)
@@ -256,7 +256,7 @@ class DualFactor(Factor):
         return self.kernel.solve_bytes(min(count, self.kernel.batch))
 
     def solve(self, rhs: NDArray[np.floating]) -> F64:
-        # Some at a time where memory is short: each pass over the rows has sums of all of them.
+        # A few at a time if memory is short: each pass over the rows holds the sums of all of them.
         if self.most_rows is None or len(rhs) <= self.most_rows:
             return self._solved(rhs)
         solved = np.empty(rhs.shape)
@@ -265,8 +265,8 @@ class DualFactor(Factor):
         return solved
 
     def _solved(self, rhs: NDArray[np.floating]) -> F64:
-        # (b − Φᵀ…Φ b)/λ loses digits where the two are nearly equal. One step of refinement, which
-        # solves for the residual once more, brings them back.
+        # (b − Φᵀ…Φ b)/λ loses digits where the two terms are nearly equal. One step of refinement,
+        # which solves again for the residual, restores them.
         wanted = np.asarray(rhs, dtype=np.float64)
         solved = self._once(wanted)
         residual = wanted - self.kernel.apply(solved) - self.damping * solved

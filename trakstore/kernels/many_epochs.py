@@ -1,4 +1,4 @@
-"""Factored kernels of many epochs, whose grams are read or made at once where reading is slow."""
+"""Factored kernels of many epochs; grams are read or made together where reading is slow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trakstore.storage.backends.ahead import AHEAD_BYTES
 from trakstore.storage.backends.together import together as all_at_once
 from trakstore.storage.tables.gram_documents import GramOrigin
 
-# One part in so many of the memory limit is for grams, and one for the rows of small splits.
+# Grams, and the rows of small splits, may each take one part in so many of the memory limit.
 SHARE = 8
 
 
@@ -43,16 +43,17 @@ def factors_of(
     Parameters
     ----------
     splits : sequence of Split
-        Complete ones.
+        Complete splits.
     damping, solver, dtype, memory_limit, device
         As for :func:`~trakstore.kernels.choice.factor_split`.
     kept : bool
-        Let all factors share the memory limit, since the caller keeps them.
+        Whether the caller keeps all factors, so that they share the memory limit.
     """
     damped, limit, held = Damping.of(damping), memory_budget(memory_limit), 0
     grams = grams_at_once(splits, damped, solver, dtype, limit, device)
     for at, split in enumerate(splits):
-        # A gram is gone once it is factored: grams and factors of all epochs are never there at once.
+        # Each gram is dropped once it is factored, so that grams and factors of all epochs are never in
+        # memory together.
         factor = factor_split(
             split,
             damped,
@@ -77,13 +78,13 @@ def grams_at_once(
 ) -> dict[int, GramInMemory]:
     """Read the grams that are stored, and make and store the others, many at a time.
 
-    They are those that :func:`~trakstore.kernels.stored_grams.split_gram` gives, to the bit. Nothing is
-    done ahead on a local disk, or where all grams take more than an eighth of the memory limit.
+    They equal those from :func:`~trakstore.kernels.stored_grams.split_gram` to the bit. Nothing is done
+    ahead on a local disk, or if all grams take more than an eighth of the memory limit.
 
     Returns
     -------
     dict of int to GramInMemory
-        By the position of the split among ``splits``, for the splits that were worth it.
+        Grams by the position of the split among ``splits``, where this was worthwhile.
     """
     need_solver(solver)
     check_gram_dtype(dtype)
@@ -93,13 +94,13 @@ def grams_at_once(
         if _needs_gram(split, damping, solver, limit)
     ]
     size = sum(8 * one.features.shape[1] ** 2 for one in asked)
-    # A single gram is read when it is asked for: there is nothing to read beside it.
+    # A single gram is read when it is needed: there is nothing to read at the same time.
     if len(asked) < 2 or size > limit // SHARE:
         return {}
     place = asked[0].split.location
     stored = all_at_once(place, [partial(read_gram, one.split, one.origin) for one in asked])
     grams = {one.at: read for one, read in zip(asked, stored, strict=True) if read is not None}
-    # On a cluster, rows are better read where the work is done.
+    # On a cluster, rows are better read where they are worked on.
     if active_client() is None:
         fresh = [one for one in asked if one.at not in grams]
         made = list(_made(fresh, limit - size, limit // SHARE, device))
@@ -112,7 +113,7 @@ def grams_at_once(
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A gram that will be asked for, of the split at a position among those that are given."""
+    """A gram that will be needed, for the split at a position among the given ones."""
 
     at: int
     split: KernelSplit
@@ -148,7 +149,7 @@ def _made(
 ) -> Iterator[tuple[_Asked, GramInMemory]]:
     """Make grams of the splits whose rows fit ``room`` bytes; larger ones are left out.
 
-    Rows are in memory twice for a moment: as they were read, and as arrays.
+    For a moment rows are in memory twice: as they were read, and as arrays.
     """
     ahead, left = min(AHEAD_BYTES, room // 2), limit - room
     small = [one for one in asked if one.row_bytes <= ahead and one.fits(left)]
@@ -164,7 +165,7 @@ def _made(
 
 
 def _batches(asked: Sequence[_Asked], room: int) -> Iterator[list[_Asked]]:
-    """Splits in order, as many at a time as have their rows in ``room`` bytes."""
+    """Yield splits in order, as many at a time as have their rows in ``room`` bytes."""
     batch: list[_Asked] = []
     for one in asked:
         if batch and sum(other.row_bytes for other in [*batch, one]) > room:
@@ -176,8 +177,8 @@ def _batches(asked: Sequence[_Asked], room: int) -> Iterator[list[_Asked]]:
 
 
 def _held(rows: Rows) -> ArrayRows:
-    """Read all rows into memory, in the tiles that they have on disk.
+    """Read all rows into memory, with the tiles that they have on disk.
 
-    The tiles decide the order of the sums, and so the bits of the gram.
+    The tiles determine the order of the sums, and with it the bits of the gram.
     """
     return ArrayRows(rows.read(0, rows.shape[0]), rows.chunk_rows)

@@ -46,10 +46,10 @@ class WeightedSplit:
         """The name of the weighting in a gram's path and document."""
         if self.temperature == 1:
             return self.kind
-        # Python's repr is the shortest text that no other float has.
+        # Python's repr is the shortest text that stands for this float alone.
         return f"{self.kind}-{float(self.temperature)!r}".removesuffix(".0")
 
-    # All else that kernels ask of a split is the stored one's.
+    # In all else the kernel code sees the stored split.
     location = property(attrgetter("stored.location"))
     epoch = property(attrgetter("stored.epoch"))
     name = property(attrgetter("stored.name"))
@@ -65,17 +65,17 @@ KernelSplit: TypeAlias = Split | WeightedSplit
 
 
 def weighting_of(split: KernelSplit) -> str:
-    """Name the weighting of the rows of a split; ``""`` where each counts as one."""
+    """Name the weighting of the rows of a split; ``""`` if every row counts as one."""
     return split.weighting if isinstance(split, WeightedSplit) else ""
 
 
 def weighted(split: Split, weighting: str) -> KernelSplit:
-    """Weight the rows of a split by a name that :func:`weighting_of` gives.
+    """Weight the rows of a split, by a name from :func:`weighting_of`.
 
     Raises
     ------
     TrakStoreError
-        No such weighting.
+        When there is no such weighting.
     """
     if not weighting:
         return split
@@ -88,7 +88,7 @@ def weighted(split: Split, weighting: str) -> KernelSplit:
 
 
 def no_weighting(name: object) -> TrakStoreError:
-    """Make the error for what names no weighting."""
+    """Return the error for a name that is no weighting."""
     return TrakStoreError(
         f"a weighting is 'loss', 'logistic' or 'logistic-T' with a temperature T above 0 (of a kernel "
         f"that is shown, 'auto' or 'none' too), got {name!r}"
@@ -101,21 +101,21 @@ def masked_rows(split: KernelSplit) -> NDArray[np.int64]:
 
 
 def unmasked_count(split: KernelSplit) -> int:
-    """Count the rows that are left: the n of a damping relative to tr(K)/n, whatever their weights."""
+    """Count the unmasked rows: the n of a damping relative to tr(K)/n, whatever the weights are."""
     return split.rows - len(masked_rows(split))
 
 
 def row_weights(split: KernelSplit, *, without: NDArray[np.int64] | None = None) -> Rows | None:
-    """Return the weight of each stored row in the kernel; None where all are 1.
+    """Return the weight of each stored row in the kernel; None if all are 1.
 
-    Rows at the positions ``without`` have 0, by default the masked ones; what is stored of them may
-    be anything.
+    Rows at the positions ``without``, by default the masked ones, have weight 0, whatever is stored of
+    them.
     """
     left_out = masked_rows(split) if without is None else without
     if not isinstance(split, WeightedSplit):
         return KeptRows(split.rows, left_out) if len(left_out) else None
     q = split.column("out_to_loss")
-    # A masked row may hold NaN. At q = 0 the weight is 0, whatever the kind and the temperature.
+    # A masked row may hold NaN. Its q becomes 0, which gives weight 0 for any kind and temperature.
     if len(left_out):
         q = ZeroedRows(q, left_out)
     if split.temperature != 1:
@@ -135,8 +135,8 @@ def tempered(q: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     True
     """
     own = np.asarray(q, dtype=np.float64)
-    # q/(1 − q) = exp(−output), and the odds at temperature T are its T-th root. A q outside of 0..1
-    # becomes NaN, which readers refuse.
+    # q/(1 − q) = exp(−output), and the odds at temperature T are the T-th root of that. A q outside of
+    # 0..1 gives NaN, which readers refuse.
     with np.errstate(invalid="ignore"):
         low, high = own ** (1 / temperature), (1 - own) ** (1 / temperature)
     soft: NDArray[np.float64] = low / (low + high)
@@ -172,10 +172,10 @@ def kernel_rows(split: KernelSplit) -> Rows:
 
 
 def loss_gradient_rows(split: KernelSplit) -> Rows:
-    """Return qᵢ·φᵢ of the unmasked rows: with their sign, which √(q²) of the kernel's rows has lost.
+    """Return qᵢ·φᵢ of the unmasked rows, with the sign that √(q²) in the kernel's rows loses.
 
-    Their gram is that of ``kernel_rows`` of a split that is weighted with ``"loss"``; products of a row
-    with anything but rows of this kind are not the same.
+    Their gram equals that of ``kernel_rows`` for a split weighted with ``"loss"``. Products with rows
+    of other kinds differ in sign.
     """
     rows = SignedRows(split.column(layout.FEATURES), split.column("out_to_loss"))
     masked = masked_rows(split)

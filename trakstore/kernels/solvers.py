@@ -1,4 +1,4 @@
-"""Damped kernels: factored once in float64, solved many times, never inverted to multiply with.
+"""Damped kernels, factored once in float64 and solved many times; never inverted to multiply.
 
 Each solver names the form of the kernel that it needs; ``trakstore.kernels.choice`` makes that form.
 """
@@ -25,13 +25,14 @@ F64: TypeAlias = NDArray[np.float64]
 Form: TypeAlias = Literal["matrix", "rows", "tiles"]
 K = TypeVar("K")
 
-# Products of float32 leave noise of about 1e-7 of the largest eigenvalue in a gram, float64 of 1e-15.
+# Noise in a gram, relative to the largest eigenvalue: about 1e-7 from float32 products, 1e-15 from
+# float64.
 CONDITION_LIMIT = 1e7
 CONDITION_LIMITS = {"float32": CONDITION_LIMIT, "float64": 1e13}
 
 
 class IllConditionedWarning(UserWarning):
-    """A kernel whose smallest eigenvalues are below the noise of its own sums."""
+    """A kernel whose smallest eigenvalues are below the rounding noise of its sums."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Damping:
     Parameters
     ----------
     relative : float, optional
-        c of λ = c·tr(K)/n: in units of the mean squared norm of a row, the scale that carries over
-        between numbers of rows and dimensions; 1 when neither is given.
+        c in λ = c·tr(K)/n, in units of the mean squared norm of a row: this scale holds for any number
+        of rows and dimensions. By default 1.
     absolute : float, optional
-        λ itself, instead.
+        λ itself, instead of ``relative``.
 
     Raises
     ------
     TrakStoreError
-        A negative or non-finite value, or both.
+        When a value is negative or not finite, or both are given.
 
     Examples
     --------
@@ -99,9 +100,9 @@ class Factor(Sent, ABC):
     damping : float
         λ.
     condition : float
-        Condition number of K + λI: an estimate, whose kind the solver says.
+        Condition number of K + λI, as estimated or bounded by the solver.
     solve_rows : int
-        Rows that a solve should have at once, where each solve reads from disk; else 1.
+        Rows that one solve should have if each solve reads from disk; otherwise 1.
 
     Examples
     --------
@@ -118,16 +119,16 @@ class Factor(Sent, ABC):
 
     @property
     def memory(self) -> int:
-        """Bytes of the arrays that it holds for as long as it is there."""
+        """Bytes of the arrays that the factor holds."""
         return sum(one.nbytes for one in vars(self).values() if isinstance(one, np.ndarray))
 
     @property
     def most_rows(self) -> int | None:
-        """Rows that a solve should have at most, since more would not fit a memory limit."""
+        """Most rows for one solve within the memory limit."""
         return None
 
     def solve_memory(self, count: int) -> int:  # noqa: ARG002
-        """Return the bytes that solving ``count`` rows takes beside them, and four copies of them."""
+        """Return the bytes that solving ``count`` rows takes, with the rows and four copies of them."""
         return 0
 
     @abstractmethod
@@ -165,7 +166,7 @@ class Solver(ABC):
 
 
 def need(kernel: Kernel, kind: type[K], solver: Solver) -> K:
-    """Return the kernel, if it has the form that a solver needs."""
+    """Return the kernel if it has the form that a solver needs; raise otherwise."""
     if isinstance(kernel, kind):
         return kernel
     raise TrakStoreError(
@@ -182,12 +183,12 @@ def damping_of(kernel: Kernel, damping: float | Damping) -> float:
 
 
 def lower_triangle(matrix: F64, kernel: Kernel, damped: float) -> F64:
-    """Factor a symmetric matrix, which has λ in it already, into L Lᵀ, in its own place.
+    """Factor a symmetric matrix, which includes λ, into L Lᵀ, in place.
 
-    The triangle above the diagonal of the result means nothing.
+    The triangle above the diagonal of the result has no meaning.
     """
-    # LAPACK wants Fortran order. The transposed view of a symmetric matrix is the same matrix in it,
-    # so that nothing is copied.
+    # LAPACK needs Fortran order. The transposed view of a symmetric matrix is the same matrix in that
+    # order, so that nothing is copied.
     try:
         lower, _ = cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError:
@@ -273,9 +274,9 @@ class EigenFactor(Factor):
 
 @dataclass(frozen=True)
 class Eigen(Solver):
-    """Eigendecomposition in float64: the spectrum, and every damping at the price of one.
+    """Eigendecomposition in float64: gives the spectrum, and every damping without further work.
 
-    About ten times the work of Cholesky; ``factor(...).at(damping)`` is then free.
+    It takes about ten times as long as Cholesky; ``factor(...).at(damping)`` is then free.
 
     Examples
     --------
@@ -293,7 +294,7 @@ class Eigen(Solver):
 
 def _eigen_factor(gram: Gram, values: F64, vectors: F64, damping: float | Damping) -> EigenFactor:
     damped = damping_of(gram, damping)
-    # Rounding may leave small eigenvalues below zero.
+    # Rounding may make small eigenvalues negative.
     least = float(values[0]) + damped
     if least <= 0:
         raise singular(gram, damped)
@@ -303,14 +304,14 @@ def _eigen_factor(gram: Gram, values: F64, vectors: F64, damping: float | Dampin
 
 
 def check_condition(kernel: Kernel, damped: float, condition: float, dtype: str) -> None:
-    """Refuse kernels that float64 cannot solve, and warn where their own rounding shows.
+    """Refuse kernels that float64 cannot solve; warn of those whose own rounding shows.
 
     Raises
     ------
     NumericsError
-        A condition number above 1/(k·eps).
+        When the condition number is above 1/(k·eps).
     """
-    # Written so that a condition number of NaN is refused too.
+    # Written in this way so that NaN is refused too.
     if not condition * kernel.dim * np.finfo(np.float64).eps < 1:
         raise singular(kernel, damped)
     if condition > CONDITION_LIMITS[dtype]:

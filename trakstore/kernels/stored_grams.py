@@ -1,4 +1,4 @@
-"""Grams kept in the store: read where valid, brought up to date where rows came or went."""
+"""Grams kept in the store: read if valid, and updated when rows were added or masked."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from trakstore.storage.tables.gram_documents import (
 from trakstore.storage.tables.saved_arrays import SavedArray
 from trakstore.storage.tables.saved_table import begin_table, publish_table
 
-# If more than this share of a stored gram's rows were masked since it was stored, it is computed again;
-# otherwise they are subtracted from it.
+# If more than this share of a stored gram's rows were masked since, the gram is computed again;
+# otherwise the rows are subtracted from it.
 MASKED_SHARE = 0.1
 
 
@@ -43,39 +43,38 @@ def split_gram(
     ready: GramInMemory | None = None,
     device: str = "cpu",
 ) -> Gram:
-    """Return K = Φᵀ diag(w) Φ of a split's unmasked rows: the stored one where it is valid.
+    """Return K = Φᵀ diag(w) Φ of a split's unmasked rows, from the stored gram where possible.
 
     The weights w are 1 where the split has none.
 
-    To a stored gram of fewer rows of the same split those are added that were appended since, and those
-    that were masked since are subtracted in float64, if they are at most a tenth. If a row was
-    unmasked, or more were masked, the gram is computed again. What is new is stored, unless the place
-    cannot be written.
+    Rows that were appended since are added to a stored gram of the same split. Rows that were masked
+    since are subtracted in float64, if they are at most a tenth. If more were masked, or a row was
+    unmasked, the gram is computed again. A new or updated gram is stored if the place can be written.
 
     Parameters
     ----------
     split : Split
-        Complete.
+        A complete split.
     dtype : {"float32", "float64"}
         Dtype of the products within a tile; a stored gram of float64 products serves both.
     memory_limit : int or str, optional
         Bytes of one process.
     ready : GramInMemory, optional
-        The stored gram, where it was read already.
+        Stored gram, if it was read already.
     device : str
-        Device on which a gram is computed that has to be computed from all rows.
+        Device on which a gram of all rows is computed.
 
     Raises
     ------
     NumericsError
-        Features that are not finite.
+        When features are not finite.
     IncompleteError
-        The rows were dropped, and the stored gram is gone or of other rows.
+        When the rows were dropped, and the stored gram is gone or is one of other rows.
     MemoryLimitError
-        The gram does not fit.
+        When the gram does not fit.
     """
     wanted = origin_of(split, dtype)
-    # A gram of fewer rows, or of other masked ones, may still be of use.
+    # A gram of fewer rows, or with other masked rows, can still be updated.
     stored = ready or read_gram(split, wanted)
     if stored is not None and stored.origin == wanted:
         return stored.gram
@@ -92,7 +91,7 @@ def split_gram(
 
 
 def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
-    """Return the origin of a gram of this split as it is now."""
+    """Return the origin that a gram of this split has now."""
     nonce, weighting = split.spec.nonce, weighting_of(split)
     return GramOrigin.of(nonce, split.rows, masked_rows(split), dtype, weighting)
 
@@ -100,7 +99,7 @@ def origin_of(split: KernelSplit, dtype: GramDtype) -> GramOrigin:
 def no_gram_error(
     split: KernelSplit, stored: GramOrigin | None, wanted: GramOrigin
 ) -> IncompleteError:
-    """Return the error for a gram of dropped rows that is wanted, and is not the stored one."""
+    """Return the error for a gram of dropped rows that is needed, but is not the stored one."""
     why = f"none of {wanted.dtype} products, or none that is whole and of these weights, is stored"
     if stored is not None and stored.rows == wanted.rows:
         why = (
@@ -117,9 +116,9 @@ def no_gram_error(
 def _updated(
     split: KernelSplit, stored: GramInMemory, wanted: GramOrigin, memory_limit: int | str | None
 ) -> Gram | None:
-    """Bring a stored gram up to date: add the rows that were appended since, take out masked ones.
+    """Update a stored gram: add the rows that were appended since, and subtract masked ones.
 
-    Returns None where it has to be computed again: a row was unmasked, or so many were masked that the
+    Return None if it must be computed again: a row was unmasked, or so many were masked that the
     difference would be mostly rounding error.
     """
     now = masked_rows(split)
@@ -136,7 +135,8 @@ def _updated(
         more = gram(TakenRows(features, added), new, dtype=result.dtype, memory_limit=memory_limit)
         result = _sum(result, more, 1)
     if len(gone):
-        # Rows that are masked now have weight 0. They leave with the weight that they had before.
+        # Rows that are masked now have weight 0: they are subtracted with the weight that they had
+        # before.
         weights = row_weights(split, without=stored.masked_positions)
         old = None if weights is None else TakenRows(weights, gone)
         less = gram(TakenRows(features, gone), old, dtype="float64", memory_limit=memory_limit)
@@ -150,9 +150,9 @@ def _sum(left: Gram, right: Gram, sign: int) -> Gram:
 
 
 def stored_gram(split: KernelSplit, wanted: GramOrigin) -> GramDocument | None:
-    """Return the stored gram of a split if it has no more rows than wanted; None if none can be used.
+    """Return the stored gram of a split if it has at most the wanted rows; None if there is none.
 
-    A damaged one counts as none: it is computed again.
+    A damaged gram counts as none: it is computed again.
     """
     return read_gram_document(split.location, _path(split), _dim(split), wanted)
 
@@ -186,7 +186,7 @@ def read_gram(split: KernelSplit, wanted: GramOrigin) -> GramInMemory | None:
 
 
 def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
-    """Store a gram, unless the place cannot be written, or another process writes it."""
+    """Store a gram, unless the place cannot be written or another process is writing it."""
     place, path = split.location, _path(split)
     try:
         with claimed(place, path, "kernel"):
@@ -196,23 +196,23 @@ def write_gram(split: KernelSplit, made: Gram, wanted: GramOrigin) -> None:
             gram_array(_dim(split)).write(place, path, made.matrix)
             publish(split, pending, replace(wanted, dtype=made.dtype), made.rows, made.trace)
     except (OSError, ValueError):
-        # A query also works on a store that it may not write to; the gram is computed again next time.
+        # Queries also work on a store that cannot be written; the next one computes the gram again.
         return
 
 
 def rows_are_gone(split: KernelSplit) -> bool:
-    """Tell whether the rows were dropped by now: the gram that is there must not be replaced."""
+    """Tell whether the rows have been dropped: the stored gram must then not be replaced."""
     path = layout.split_path(split.epoch, split.name)
     return is_dropped(split.location, path, split.spec)
 
 
 def start_gram(split: KernelSplit) -> bytes:
-    """Make an empty array for the split's gram; one that was there is gone.
+    """Make an empty array for the split's gram, in place of an earlier one.
 
     Returns
     -------
     bytes
-        The pending document, by which :func:`publish` sees that no other process began the same gram.
+        Pending document, which shows :func:`publish` whether another process began the same gram.
     """
     return begin_table(split.location, _path(split), [gram_array(_dim(split))])
 
@@ -222,8 +222,8 @@ def publish(
 ) -> None:
     """Write the document of a stored gram, last of all.
 
-    Nothing is written if, since the split was opened, rows were appended or masked, or the split was
-    replaced: the gram would not be that of the split as it now is.
+    Nothing is written if rows were appended or masked since the split was opened, or the split was
+    replaced: the gram would not be that of the present split.
 
     Raises
     ------

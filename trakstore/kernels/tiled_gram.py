@@ -43,14 +43,14 @@ STRIP_ROWS = 1024
 
 
 class Scratch:
-    """A temporary folder that lasts as long as what was put there is in use."""
+    """A temporary folder that exists as long as something in it is in use."""
 
     def __init__(self, folder: str | None = None) -> None:
         path = tempfile.mkdtemp(prefix="trakstore-", dir=folder)
         self.location: Location = open_location(path)
         self._finalizer = weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
 
-    # A worker that is sent this reads the folder, but does not own it: only here it is removed.
+    # A worker that is sent this object reads the folder, but does not own it: it is removed only here.
     def __reduce__(self) -> Any:
         return (_Elsewhere, (self.location,))
 
@@ -71,9 +71,9 @@ class TiledGram:
     dim, rows, trace, dtype
         As for a ``Gram``.
     scratch
-        The temporary folder, if there is one: it lasts as long as this refers to it.
+        Temporary folder, if there is one; it exists as long as this object refers to it.
     stored : SavedArray, optional
-        The array with the checksums of its chunks: tiles that another process wrote there since are
+        Array with the checksums of its chunks: tiles that another process wrote there since are
         refused.
     """
 
@@ -104,14 +104,14 @@ def tiled_gram(
 ) -> TiledGram:
     """Compute K strip by strip, with a pass over the rows for each strip.
 
-    Its number of rows counts those without weight too.
+    The number of rows includes those without weight.
 
     Parameters
     ----------
     rows : Rows, shape (n, k)
     weights : Rows, shape (n,), optional
     location, path
-        The group in which the array ``gram`` is made; what is there is replaced.
+        Group in which the array ``gram`` is made; an existing one is replaced.
     dtype : {"float32", "float64"}
         Dtype of the products.
     memory_limit : int or str, optional
@@ -175,8 +175,8 @@ def plan_strips(
     """
     step = min(count, tile_height * max(1, STRIP_ROWS // tile_height))
     tile = min(GRAM_CHUNK, dim)
-    # Beside its strip a task has the rows as stored and as computed, and four tiles on the way. A value
-    # of the strip counts as 9 bytes: its float64, and some room for what numpy makes of it meanwhile.
+    # Beside its strip a task has the rows as stored and as computed, and four tiles in work. Each value
+    # of the strip counts as 9 bytes: its float64, and some room for numpy's temporaries.
     fixed = step * dim * (itemsize + np.dtype(dtype).itemsize) + 4 * tile * tile * 8
     usable, slots, least = limit - limit // SLACK, task_slots(), least_slots()
     while slots > least and slots * (fixed + 9 * tile * dim) > usable:
@@ -188,7 +188,7 @@ def plan_strips(
             f"a gram of {dim} in tiles needs at least {human_bytes(need)}, the memory limit is "
             f"{human_bytes(limit)}: {LARGER_LIMIT}"
         )
-    # A strip is no wider than a fair share, so that every task has one.
+    # A strip is at most as wide as a fair share, so that every task has one.
     fair = -(-dim // tile // slots) if dim > tile else 1
     height = int(min(strip, max(1, fair)) * tile)
     return StripPlan(step, height, slots, slots * (fixed + 9 * dim * height))
@@ -213,7 +213,7 @@ class _StripPass(Pass[float, float]):
     path: str
 
     def start(self) -> float:
-        # Once more, since on a cluster this is another process.
+        # Checked again, since on a cluster this is another process.
         give_back()
         return 0.0
 
@@ -223,7 +223,7 @@ class _StripPass(Pass[float, float]):
     def _strip(self, start: int, stop: int) -> float:
         """Compute and write the strip of columns start..stop, from the diagonal on."""
         count, dim = self.rows.shape
-        # Columns in front of the diagonal are in the strips before this one.
+        # Columns before the diagonal belong to earlier strips.
         total = np.zeros((stop - start, dim - start))
         for low, high in ranges(count, self.train_step):
             part = self._tile(low, high)
@@ -236,18 +236,19 @@ class _StripPass(Pass[float, float]):
         return float(diagonal.sum())
 
     def _tile(self, low: int, high: int) -> NDArray[Any]:
-        """Return rows times the roots of their weights, without those that have none."""
+        """Return rows times the square roots of their weights, without rows of weight 0."""
         part = np.asarray(self.rows.read(low, high), dtype=self.dtype)
         if self.weights is None:
             return part
         weights = self.weights.read(low, high)
-        # A row without weight may hold NaN, which times 0 is NaN: it is left out.
+        # A row without weight is left out: it may hold NaN, and NaN times 0 is NaN.
         keep = weights > 0
         scaled: NDArray[Any] = part[keep] * np.sqrt(weights[keep], dtype=self.dtype)[:, None]
         return scaled
 
     def _write(self, total: NDArray[np.float64], start: int, stop: int) -> None:
-        # Products of float32 tiles need not be symmetric to the bit: the upper triangle counts.
+        # Products of float32 tiles need not be symmetric to the bit: the upper triangle is used for
+        # both.
         square = total[:, : stop - start]
         square[...] = np.triu(square) + np.triu(square, 1).T
         tile = self.array.chunks[0]
@@ -272,9 +273,9 @@ def _add(total: NDArray[np.float64], part: NDArray[Any], height: int) -> None:
 def split_tiles(
     split: KernelSplit, *, dtype: GramDtype = "float32", memory_limit: int | str | None = None
 ) -> TiledGram:
-    """Return the gram of a split in tiles: the stored one where it is valid, else compute and store it.
+    """Return the gram of a split in tiles: the stored one if it is valid, else a new one, stored.
 
-    Where the store cannot be written, or another process writes the same gram, the tiles live in a
+    If the store cannot be written, or another process is writing the same gram, the tiles are kept in a
     temporary folder while they are in use.
     """
     path = layout.gram_path(split.epoch, split.name, weighting_of(split))
@@ -286,7 +287,7 @@ def split_tiles(
         return TiledGram(split.location, path, array.shape[0], count, known.trace, **how)
     if split.dropped:
         raise no_gram_error(split, None if known is None else known.origin, wanted)
-    # Refuse before what is stored goes.
+    # Refuse before the stored gram is removed.
     strip_plan(features, dtype, memory_limit)
     how = {"dtype": dtype, "memory_limit": memory_limit}
     with _in_store(split, path) as begun:
@@ -296,7 +297,7 @@ def split_tiles(
         made = replace(made, rows=unmasked_count(split), scratch=own)
         if begun is not None:
             publish(split, begun, wanted, made.rows, made.trace)
-        # The checksums of the chunks as they are now: tiles that are written over later are refused.
+        # Checksums of the chunks as they are now: a tile that is overwritten later is refused.
         return replace(made, stored=gram_array(made.dim).sealed(place, path))
 
 
@@ -304,8 +305,8 @@ def split_tiles(
 def _in_store(split: KernelSplit, path: str) -> Iterator[bytes | None]:
     """Begin a gram in the store, for this process alone, and yield its document.
 
-    It is None where the store cannot be written, another process makes the same gram just now, or the
-    rows were dropped since the split was opened.
+    Yield None if the store cannot be written, another process is making the same gram, or the rows were
+    dropped since the split was opened.
     """
     with ExitStack() as stack:
         try:
@@ -318,9 +319,10 @@ def _in_store(split: KernelSplit, path: str) -> Iterator[bytes | None]:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Empty the frames that an error passed through.
+    """Clear the frames that an error passed through.
 
-    zarr's futures and their errors hold each other, so that both stay until the garbage collector comes
+    zarr's futures and their errors refer to each other, so that both stay until the garbage collector
+    runs. They hold all frames on the way, and whatever is in those, such as a temporary folder.
     by; with them all frames that led there, and what is in those: a temporary folder, for one.
     """
     while error is not None:

@@ -30,7 +30,7 @@ _KERNEL = ("damping", "memory_limit", "device")
 
 @dataclass(frozen=True)
 class NamedMethod:
-    """A method, and the options that it takes besides those that all take."""
+    """A method, and its options beyond those that all methods have."""
 
     scores: Callable[..., Scores]
     options: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ def default_damping(
     epochs: Sequence[Epoch] | None,
     kernel: KernelRows,
 ) -> float:
-    """Return c of λ = c·tr(K)/n where none is asked for: by the rows of the method's kernel."""
+    """Return the default c in λ = c·tr(K)/n, which depends on the rows of the method's kernel."""
     takes = "kernel" in find_method(name).options
     sampled = takes and takes_sampled(store, train, kernel, epochs)
     return SAMPLED_DAMPING if sampled else TRAIN_DAMPING
@@ -99,11 +99,11 @@ def scores_by_name(
         One of :data:`METHODS`.
     store : FeatureStore
     targets, train, epochs, damping, memory_limit, allow_other_weights
-        As the method takes them; a method without a kernel needs no damping and no limit.
+        As in the method; one without a kernel ignores damping and limit.
     kernel : {"train", "sampled"}, optional
-        For ``trak`` and ``influence`` alone.
+        Only for ``trak`` and ``influence``.
     learning_rates : mapping of epoch to float, or float, optional
-        For TracIn alone.
+        Only for TracIn.
     device : str
         Device of grams and of tiles of scores.
 
@@ -112,7 +112,8 @@ def scores_by_name(
     NotFoundError
         With the nearest name, when there is no such method.
     TrakStoreError
-        Learning rates for another method than TracIn, a kernel for one that has none.
+        When learning rates are given for another method than TracIn, or a kernel for a method without
+        one.
     """
     method = find_method(name)
     if learning_rates is not None and "learning_rates" not in method.options:

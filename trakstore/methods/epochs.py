@@ -27,7 +27,7 @@ from trakstore.storage.store import FeatureStore
 
 # The function whose gradients are taken.
 Of: TypeAlias = Literal["output", "loss"]
-# Begins the hash of features that came without that of their weights.
+# Prefix of the hash of features that came without a hash of their weights.
 OF_FEATURES = "features:"
 
 
@@ -107,12 +107,12 @@ class EpochPair:
 
     @property
     def known_weights(self) -> str | None:
-        """Hash of the weights that the train rows were made with, where the store knows it."""
+        """Hash of the weights with which the train rows were made, if the store knows it."""
         return _weights(self.train)
 
 
 def need_open(store: FeatureStore) -> None:
-    """Raise a :class:`TrakStoreError` for the path of a store, or any other thing that is none."""
+    """Raise a :class:`TrakStoreError` for anything but an open store, such as its path."""
     if isinstance(store, str | os.PathLike):
         raise TrakStoreError(f"needed an open store, got its path: open_store({str(store)!r})")
     if not hasattr(store, "epochs_of"):
@@ -150,19 +150,19 @@ def epoch_pairs(
     targets, train : str
         Names of splits.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     allow_other_weights : bool
-        Take also splits of an epoch that were made with different checkpoints.
+        Whether to accept splits of an epoch that were made with different checkpoints.
 
     Raises
     ------
     NotFoundError
-        No such epoch or split, or no epoch that has both.
+        When there is no such epoch or split, or no epoch with both.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the hashes of an epoch's weights; epochs have other samples, the same in
-        another order, or other ones masked.
+        When dimensions or the hashes of an epoch's weights differ, or epochs have other samples,
+        another order of them, or other masked samples.
     """
     allow_other_weights = as_flag(allow_other_weights, "allow_other_weights")
     need_open(store)
@@ -178,20 +178,20 @@ def epoch_pairs(
         _check_like(pair, pairs[0])
         if not allow_other_weights:
             _check_weights(pair)
-        # A split that was complete when it was opened is not asked again, so that this costs nothing.
+        # A split that was complete when it was opened is not read again here.
         pair.target.stored.require_complete()
         pair.train.stored.require_complete()
     if len(pairs) > 1:
         sides = [pair.target for pair in pairs], [pair.train for pair in pairs]
         need_same_samples(*([split.stored for split in side] for side in sides))
         for side in sides:
-            # Positions mean samples from here on: all epochs have these in one order.
+            # From here on positions stand for samples, which must be the same at all epochs.
             _check_masked_alike(side)
     return pairs
 
 
 def _no_epoch(store: FeatureStore, targets: str, train: str) -> NotFoundError:
-    # A name that no epoch has is mostly a slip of the finger: it gets the nearest name as advice.
+    # An unknown name is mostly a misspelling: the error suggests the nearest one.
     known = sorted({name for epoch in store.epochs for name in store.splits_of(epoch)})
     for name in (targets, train):
         if name not in known:
@@ -230,7 +230,7 @@ def _check_like(pair: EpochPair, first: EpochPair) -> None:
 
 
 def _check_masked_alike(splits: Sequence[UnmaskedSplit]) -> None:
-    """Refuse epochs of the same samples of which some leave out a sample that others have."""
+    """Refuse epochs with the same samples if some mask a sample that others do not."""
     like = splits[0]
     for split in splits[1:]:
         unlike = np.setxor1d(split.masked, like.masked)
@@ -245,9 +245,9 @@ def _check_masked_alike(splits: Sequence[UnmaskedSplit]) -> None:
 
 
 def _check_weights(pair: EpochPair) -> None:
-    """Refuse two splits of one epoch that store other weights, or other settings of the model."""
+    """Refuse two splits of one epoch that were made with different weights or settings of the model."""
     target, train = (_weights(one) for one in (pair.target, pair.train))
-    # Features that came from elsewhere may have no hash of weights: what is not known is not refused.
+    # Features from elsewhere may have no hash of weights: unknown weights are accepted.
     if target is None or train is None:
         return
     if target == train:
@@ -268,7 +268,7 @@ def _check_weights(pair: EpochPair) -> None:
 
 
 def _weights(split: UnmaskedSplit) -> str | None:
-    """Return the hash of a split's weights; None where the store does not know it."""
+    """Return the hash of a split's weights; None if the store does not know it."""
     checkpoint: str | None = split.stored.spec.checkpoint
     return None if checkpoint is None or checkpoint.startswith(OF_FEATURES) else checkpoint
 
@@ -301,8 +301,8 @@ def scores_of(
     soft_threshold: SoftThreshold = 0.0,
 ) -> Scores:
     """Make scores of these epochs, with the ids, positions and labels of their splits."""
-    # epoch_pairs has seen that all epochs have the same samples in one order, masked alike: the first
-    # one's ids are those of all.
+    # epoch_pairs has checked that all epochs have the same samples, order and mask: the ids of the
+    # first epoch serve all.
     target, train = pairs[0].target, pairs[0].train
     return Scores(
         method,

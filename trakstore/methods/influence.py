@@ -25,7 +25,8 @@ from trakstore.storage.store import FeatureStore
 
 Hessian: TypeAlias = Literal["loss", "gauss_newton"]
 
-# Second derivative of the loss in the output, by name of the output: as a weighting, or a constant 1.
+# Second derivative of the loss with respect to the output, by name of the output: a weighting, or the
+# constant 1.
 _CURVATURE = {
     **dict.fromkeys(("margin", "causal_lm", "masked_lm", "contrastive"), "logistic"),
     "squared_error": "",
@@ -61,9 +62,9 @@ def influence_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     damping : float or Damping, optional
-        c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
+        c in λ = c·tr(H)/n, or ``Damping(absolute=λ)``; by default 1, for a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
         Rows of H. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
         from the model (``featurize(labels="sampled")``): H = Σ ∇l ∇lᵀ / draws, the Gauss-Newton matrix
@@ -76,16 +77,17 @@ def influence_scores(
         q (1 − q) for the margin and other log-odds, 1 for the squared error, whose loss is
         (output − y)²/2. ``"loss"``: H = Σᵢ ∇lᵢ ∇lᵢᵀ, the empirical Fisher matrix.
     solver : Solver, optional
-        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+        Solver from :mod:`trakstore.kernels`; by default chosen by shape and memory.
     gram_dtype : {"float32", "float64"}
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
     device : str
-        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
-        it warns and works on the CPU, as solvers always do.
+        Device for grams and tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use it
+        warns and uses the CPU, as solvers always do.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -95,18 +97,18 @@ def influence_scores(
     Raises
     ------
     TrakStoreError
-        An unknown ``hessian``, or ``"gauss_newton"`` for an output whose curvature is not known.
+        When ``hessian`` is unknown, or is ``"gauss_newton"`` for an output whose curvature is unknown.
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
-        A gram does not fit.
+        When a gram does not fit.
 
     References
     ----------
@@ -158,7 +160,7 @@ def influence_scores(
 def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSplit:
     """Return the train split with the weights of its Hessian."""
     if hessian == "loss":
-        # Σ ∇lᵢ ∇lᵢᵀ with ∇l = −q φ is the kernel of rows with weights q².
+        # With ∇l = −q φ, Σ ∇lᵢ ∇lᵢᵀ is the kernel of rows with weights q².
         return WeightedSplit(pair.train.stored, "loss")
     spec = store.spec.output
     output = None if spec is None else spec.name
@@ -167,7 +169,8 @@ def _curved(store: FeatureStore, pair: EpochPair, hessian: Hessian) -> KernelSpl
             f"the second derivative of the loss in the output {output!r} is not known (it is for "
             f"{', '.join(_CURVATURE)}): use hessian='loss'"
         )
-    # A squared error (output − y)²/2 has the second derivative 1: its kernel is the plain one.
+    # The squared error (output − y)²/2 has second derivative 1, so that its kernel is the unweighted
+    # one.
     logistic = _CURVATURE[output] == "logistic"
     return WeightedSplit(pair.train.stored, "logistic") if logistic else pair.train.stored
 
@@ -194,13 +197,13 @@ def self_scores(
     store : FeatureStore
         Open store that holds the split.
     split : str
-        Name of a split with n rows, masked ones not counted; it is its own kernel.
+        Name of a split with n unmasked rows, which also make the kernel.
     epochs : epoch or sequence of epochs, optional
         Checkpoints to average over; all that have the split when None.
     damping : float or Damping
         c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
     solver : Solver, optional
-        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+        Solver from :mod:`trakstore.kernels`; by default chosen by shape and memory.
     gram_dtype : {"float32", "float64"}
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
@@ -215,13 +218,13 @@ def self_scores(
     Raises
     ------
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of the split are missing.
+        When rows of the split are missing.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
-        A gram does not fit.
+        When a gram does not fit.
 
     Examples
     --------
@@ -238,13 +241,14 @@ def self_scores(
     for pair, factor in zip(pairs, factors_of(kernels, damped, kept=False, **how), strict=True):
         scales.append(whole_column(pair.train.out_to_loss()).astype(np.float64))
         features = pair.train.column("features")
-        # One factor at a time is held, since only lengths are kept of it.
+        # Only one factor is held at a time, since only its lengths are kept.
         lengths.append(quadratic_form(features, factor, memory_limit=memory_limit))
     one = pairs[0].train
     coords = {
         "train_id": ("train", whole_column(one.column("sample_id"))),
         "position": ("train", whole_column(one.positions)),
     }
-    # As TRAK averages factors: lengths and Q are averaged over checkpoints apart, and then multiplied.
+    # Like TRAK with average="factors": lengths and Q are averaged over checkpoints separately, then
+    # multiplied.
     values = np.mean(lengths, axis=0) * np.mean(scales, axis=0)
     return xr.DataArray(values, dims="train", coords=coords, name="self_score")

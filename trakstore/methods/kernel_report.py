@@ -28,13 +28,13 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
-# Share of the first eigenvalue below which eigenvalues are drawn as if they were this large.
+# Share of the first eigenvalue to which smaller ones are raised in the drawing.
 _NOISE = 1e-8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class KernelReport:
-    """The spectrum of K = ΦᵀWΦ, with eigenvalues σ₁ >= ... >= σ_k, and what follows from it.
+    """The spectrum of K = ΦᵀWΦ, with eigenvalues σ₁ >= ... >= σ_k, and numbers derived from it.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class KernelReport:
     eigenvalues : ndarray of float64, shape (dim,)
         Descending; below about 1e-7 of the first they are rounding noise.
     damping : float or None
-        c of λ = c·tr(K)/n; None where λ was given itself.
+        c in λ = c·tr(K)/n; None if λ itself was given.
     lam : float
         λ.
     condition : float
@@ -143,15 +143,15 @@ def kernel_report(
     store : FeatureStore
         Open store that holds the split.
     epoch : int or str
-        Epoch that the features are from.
+        Epoch of the features.
     split : str
-        Name of the split whose rows make the kernel, masked ones not counted.
+        Name of the split whose unmasked rows make the kernel.
     damping : float or Damping
-        As for the scores: c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+        c in λ = c·tr(K)/n, or ``Damping(absolute=λ)``, as in the score methods.
     weighting : str
-        W. ``"auto"``: as :func:`~trakstore.trak_scores` weights rows by default. ``"none"``: 1, as the
-        TRAK paper and the whitened cosine have it. ``"logistic"``, as influence functions of a margin
-        have it: Q(1 − Q); ``"logistic-T"``, the same at temperature T. ``"loss"``: Q².
+        W. ``"auto"``: the default weights of :func:`~trakstore.trak_scores`. ``"none"``: 1, as in the
+        TRAK paper and the whitened cosine. ``"logistic"``: Q(1 − Q), as in influence functions of a
+        margin; ``"logistic-T"``, the same at temperature T. ``"loss"``: Q².
     gram_dtype : {"float32", "float64"}
         Dtype of the products within a tile.
     memory_limit : int or str, optional
@@ -164,15 +164,15 @@ def kernel_report(
     Raises
     ------
     NotFoundError
-        No such epoch or split.
+        When there is no such epoch or split.
     IncompleteError
-        Rows are missing.
+        When rows are missing.
     TrakStoreError
-        No such weighting.
+        When there is no such weighting.
     NumericsError
-        Features that are not finite, or all zero.
+        When features are not finite, or all zero.
     MemoryLimitError
-        The gram does not fit.
+        When the gram does not fit.
 
     Examples
     --------
@@ -204,16 +204,16 @@ def _weighting(store: FeatureStore, split: Split, asked: str) -> str:
     if asked != "auto":
         return "" if asked == "none" else asked
     temperature = trak_temperature(store)
-    # As trak_scores weights rows: without a temperature, or without q, each counts as one.
+    # As in trak_scores: without a temperature, or without q, every row has weight one.
     if temperature is None or "out_to_loss" not in dict(split.spec.columns):
         return ""
     return WeightedSplit(split, "logistic", temperature).weighting
 
 
 def _report(kernel: Gram, damping: Damping, split: KernelSplit) -> KernelReport:
-    # Without eigenvectors, which cost several times as much and another matrix.
+    # Eigenvectors would cost several times as much, and another matrix.
     values = eigvalsh(kernel.matrix)[::-1].copy()
-    # Rounding leaves eigenvalues of 0 on either side of it.
+    # Rounding makes some eigenvalues that should be 0 negative.
     positive = np.maximum(values, 0.0)
     lam = damping.value(kernel.trace, kernel.rows)
     first, last = float(positive[0]), float(positive[-1])

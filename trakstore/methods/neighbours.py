@@ -24,7 +24,8 @@ from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
 Metric: TypeAlias = Literal["l2", "cosine"]
-# Candidates beyond those asked for, which come in the order of float32: float64 chooses from all.
+# Further candidates beyond k: they come in the order of float32 products, and float64 chooses among
+# all.
 SPARE = 16
 
 
@@ -43,8 +44,8 @@ def neighbours(
 ) -> xr.Dataset:
     """List the k train rows nearest to each target.
 
-    One streamed pass finds k + 16 candidates by float32 products, whose distances are then computed
-    from differences in float64 and sorted: two rows that are equal have distance 0.
+    One streamed pass finds k + 16 candidates by float32 products. Their distances are then computed
+    from differences in float64, and sorted, so that equal rows have distance 0.
 
     Parameters
     ----------
@@ -53,19 +54,19 @@ def neighbours(
     targets, train : str
         Names of splits with m and n rows.
     epoch : int or str, optional
-        May be left out where only one epoch has both splits.
+        Epoch of both splits; may be left out if only one has both.
     k : int
         Number of neighbours, 1 to n.
     metric : {"l2", "cosine"}
         Distance ‖t − φ‖, or 1 − ⟨t, φ⟩/(‖t‖ ‖φ‖), which is 1 for a row of zeros.
     activations : str, optional
-        The layer whose stored activations are compared; gradient features when None.
+        Layer whose stored activations are compared; by default gradient features are.
     select : integer, slice, positions or mask
         Selection of the targets; all by default.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     allow_other_weights : bool
-        Compare also targets and train rows that were made with different checkpoints.
+        Whether to compare even targets and train rows that were made with different checkpoints.
 
     Returns
     -------
@@ -76,15 +77,16 @@ def neighbours(
     Raises
     ------
     TrakStoreError
-        An unknown metric, a ``k`` that is not in 1..n, no epoch named among several.
+        When the metric is unknown, ``k`` is not in 1..n, or several epochs have both splits and none is
+        named.
     NotFoundError
-        No such epoch or split, or no stored activations of that layer.
+        When there is no such epoch or split, or the layer has no stored activations.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        The splits were made with different weights, or have other dimensions.
+        When the splits were made with different weights, or have different dimensions.
     MemoryLimitError
-        The plan does not fit.
+        When the plan does not fit.
 
     Examples
     --------
@@ -98,11 +100,11 @@ def neighbours(
     if len(pairs) > 1:
         known = ", ".join(str(pair.epoch) for pair in pairs[:12])
         raise TrakStoreError(f"distances are within one epoch: name one (--epoch) of {known}")
-    # Distances of different epochs have no common scale, so that there is no mean of them.
+    # Distances at different epochs have no common scale, and so no meaningful mean.
     (pair,) = pairs
     name = layout.FEATURES if activations is None else f"{layout.ACTIVATIONS}{activations}"
     rows = pair.target.column(name), pair.train.column(name)
-    # Features have the width of the store's projection; activations have that of each split's layer.
+    # Features have the width of the store's projection, activations that of each split's layer.
     if rows[0].shape[1:] != rows[1].shape[1:]:
         raise SpecMismatchError(
             f"{name} has {rows[0].shape[1]} units in {targets}, {rows[1].shape[1]} in {train}"
@@ -111,12 +113,12 @@ def neighbours(
     k = as_whole(k, "k", 1, most, needed=f"must be in 1..{most}, the rows of {train}")
     scores = _closeness(pair, *rows, metric).isel(target=select)
     near = top_k(scores, min(most, k + SPARE), memory_limit=memory_limit)
-    # Positions are those of the stored split: a masked row in front takes one off.
+    # Positions are those of the stored split, which count masked rows too.
     stored = near["position"].values
     candidates = stored - np.searchsorted(pair.train.masked, stored)
     own = take(rows[0], positions(select, pair.target.rows, "target"))
     distance = _distances(own, rows[1], candidates, metric, memory_budget(memory_limit))
-    # Candidates come in order of their scores. A stable sort leaves equal distances in it.
+    # Candidates come in the order of their scores, which a stable sort keeps for equal distances.
     order = np.argsort(distance, axis=1, kind="stable")[:, :k]
     pick = {"rank": xr.DataArray(order, dims=("target", "rank"))}
     chosen = near.drop_vars("score").isel(pick)
@@ -126,7 +128,7 @@ def neighbours(
 
 
 def _closeness(pair: EpochPair, target: Rows, train: Rows, metric: Metric) -> Scores:
-    """Return scores that are larger for nearer rows: ⟨t, φ⟩ − ‖φ‖²/2, or ⟨t, φ⟩/‖φ‖.
+    """Return scores that increase with nearness: ⟨t, φ⟩ − ‖φ‖²/2, or ⟨t, φ⟩/‖φ‖.
 
     ‖t − φ‖² = ‖t‖² − 2 (⟨t, φ⟩ − ‖φ‖²/2), whose first term is the same for all train rows.
     """
@@ -140,15 +142,15 @@ def _distances(
 ) -> NDArray[np.float64]:
     """Compute distances of each target to its candidates, shapes (m, c) -> (m, c), in float64.
 
-    ‖t‖² − 2⟨t, φ⟩ + ‖φ‖² would leave rounding where t and φ are nearly equal; the difference does not.
+    If t and φ are nearly equal, ‖t‖² − 2⟨t, φ⟩ + ‖φ‖² would be all rounding; their difference is not.
     """
     count, width = candidates.shape
-    # Of a candidate: as stored, as float64, the difference, and its square.
+    # Copies of each candidate: as stored, in float64, the difference, and its square.
     row_bytes = 32 * width * train.shape[1]
     distances = np.empty((count, width))
     for low, high in ranges(count, max(1, limit // 4 // row_bytes)):
         wanted = candidates[low:high].ravel()
-        # Candidates of many targets lie in the same chunks: taken together, each chunk is read once.
+        # Many targets have candidates in the same chunks, which are read once for all of them.
         near = TakenRows(train, wanted).read(0, wanted.size).astype(np.float64)
         near = near.reshape(high - low, width, -1)
         own = target.read(low, high).astype(np.float64)[:, None, :]
@@ -169,7 +171,7 @@ def _cosine(own: NDArray[np.float64], near: NDArray[np.float64]) -> NDArray[np.f
 
 @dataclass(frozen=True, eq=False)
 class _Bordered(RowByRow):
-    """Rows with one more column: 1; −‖row‖²/2; or 0, and the row at unit length."""
+    """Rows with a further column: 1; or −‖row‖²/2; or 0, with the row scaled to unit length."""
 
     border: Literal["one", "half", "unit"]
     dtype = np.dtype(np.float32)
@@ -182,7 +184,7 @@ class _Bordered(RowByRow):
         rows = self.base.read(start, stop)
         out = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
         out[:, :-1] = rows
-        # The last column is still 0, so that these are the squares of the rows alone.
+        # The last column is still 0, so that these are the squared norms of the rows themselves.
         squares = np.einsum("ij,ij->i", out, out, dtype=np.float64)
         if self.border == "one":
             out[:, -1] = 1

@@ -1,4 +1,4 @@
-"""Scores of targets that are in no split, with kernels that were factored before."""
+"""Scores of targets that are in no split, by kernels that are factored already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
 from trakstore.storage.layout import FEATURES, Epoch
 
-# Columns of some targets at one epoch, each with a row a target.
+# Columns of some targets at one epoch, each with one row a target.
 TargetColumns = Mapping[str, NDArray[Any]]
 
 
@@ -32,11 +32,11 @@ def of_new_targets(
     Parameters
     ----------
     scores : Scores
-        Scores of any targets, as the functions of this folder give them with ``of="loss"``, whose
-        kernels are of train rows alone.
+        Scores of any targets from a function of this folder, with ``of="loss"`` and with kernels of
+        train rows alone.
     targets : mapping of epoch to mapping of str to ndarray
-        For the epochs that are to be combined, in this order: ``features``, shape (m, k), and the
-        columns ``out_to_loss`` and ``norm``, shape (m,), where the method takes them.
+        For each epoch to be combined, in order: ``features``, shape (m, k), and the columns
+        ``out_to_loss`` and ``norm``, shape (m,), if the method uses them.
     ids : ndarray, shape (m,)
         Names of the targets.
     memory_limit : int or str, optional
@@ -45,14 +45,14 @@ def of_new_targets(
     Returns
     -------
     Scores
-        (target, train), shape (m, n). Equal, bit by bit, to those of a split that holds these columns.
+        Scores (target, train), shape (m, n), equal to the bit to those of a split with these columns.
 
     Raises
     ------
     NotFoundError
-        An epoch that the scores do not hold, or a column that is not there.
+        When the scores lack an epoch, or a column is missing.
     TrakStoreError
-        A kernel with the targets mixed in: other targets have another.
+        When targets are part of the kernel, since other targets have another kernel.
     """
     parts = []
     for epoch, columns in targets.items():
@@ -83,11 +83,11 @@ def _rows(columns: TargetColumns, name: str) -> ArrayRows:
 
 
 def _none(*_: object) -> None:
-    """Return no scale: gradients are those of the output."""
+    """Return None, since gradients are those of the output."""
 
 
 def _loss(_: Part, columns: TargetColumns, __: object) -> Rows:
-    """Return the factor of the loss's gradients, up to the sign that both sides share."""
+    """Return the factor of the loss gradients, without the sign, which cancels between the sides."""
     return _rows(columns, "out_to_loss")
 
 
@@ -104,7 +104,7 @@ def _whitened(part: Part, columns: TargetColumns, memory_limit: int | str | None
     return InverseRows(lengths, _rows(columns, "out_to_loss"))
 
 
-# By the name that the scores of each method have.
+# By method, as scores name theirs.
 _ROW_SCALES: dict[str, RowScale] = {
     "trak": _none,
     "influence": _loss,

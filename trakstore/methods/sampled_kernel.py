@@ -26,7 +26,7 @@ log = logging.getLogger("trakstore")
 
 # Rows that a kernel is made of.
 KernelRows: TypeAlias = Literal["train", "sampled"] | None
-# Outputs whose kernel of train rows, at a temperature, was measured to be better.
+# Outputs for which the kernel of train rows, at a temperature, was measured to be better.
 _TRAIN_ROWS = ("margin",)
 _OF_BEFORE = (
     "a sequence of n tokens weighs n times too little in its kernel, as an earlier version wrote it: "
@@ -49,7 +49,7 @@ class SampledKernel:
     Attributes
     ----------
     rows : tuple of WeightedSplit
-        The rows of each epoch, weighted with q².
+        Rows of each epoch, weighted with q².
     draws : int
         Rows of each train sample.
     """
@@ -58,7 +58,7 @@ class SampledKernel:
     draws: int
 
     def damping(self, asked: float | Damping | None) -> Damping:
-        """Return the λ of the sum over draws, which is that of K times their number.
+        """Return λ for the sum over draws, which is that of K times the number of draws.
 
         The sum has n·draws rows, and λ = c·tr(K)/n counts n.
         """
@@ -68,13 +68,13 @@ class SampledKernel:
         return Damping(absolute=(given.absolute or 0.0) * self.draws)
 
     def part_values(self, factor: Factor, split: KernelSplit) -> dict[str, Any]:
-        """Return what an epoch's part of scores has of this kernel, as a :class:`Part` takes it.
+        """Return the fields of an epoch's :class:`Part` that depend on this kernel.
 
-        ``split`` is that of the factor's rows. Gradients grow while a model is trained, and with them
-        the scores of an epoch, as t does in tᵀK⁻¹φ: by their length, the root of tr(K)/n, late epochs
-        would weigh most, which tell least of what other data would have given. λ = c·tr(K)/n is its
-        square, but for a factor that epochs share; a λ that was given as it is, or is 0, weighs all
-        alike.
+        ``split`` is that of the factor's rows. Gradients grow during training, and the scores of an
+        epoch grow with them, as tᵀK⁻¹φ does with t. In a plain mean the late epochs would dominate,
+        which tell least about the results of other data. So each epoch is divided by its gradients'
+        length, the root of tr(K)/n, which is that of λ = c·tr(K)/n up to a common factor. With an
+        absolute λ, or λ = 0, all epochs weigh the same.
         """
         length = math.sqrt(factor.damping) or 1.0
         rows = SampledRows(split.spec.nonce, self.draws)
@@ -82,7 +82,7 @@ class SampledKernel:
 
 
 def need_kernel_rows(kernel: object) -> None:
-    """Raise a :class:`~trakstore.errors.TrakStoreError` for what names no rows of a kernel."""
+    """Raise a :class:`~trakstore.errors.TrakStoreError` for an unknown choice of a kernel's rows."""
     if kernel is not None and not is_one_of(kernel, get_args(get_args(KernelRows)[0])):
         raise TrakStoreError(f"kernel must be 'train', 'sampled' or None, got {kernel!r}")
 
@@ -90,10 +90,11 @@ def need_kernel_rows(kernel: object) -> None:
 def takes_sampled(
     store: FeatureStore, train: str, kernel: KernelRows, epochs: Iterable[Epoch] | None = None
 ) -> bool:
-    """Tell whether a kernel is of sampled rows.
+    """Tell whether a kernel uses sampled rows.
 
-    It is where they are asked for; where that is left open, if all of these epochs (or all with the
-    train split) have them whole, the output determines the loss, and is no margin.
+
+    It does if they are asked for. By default it does if all of these epochs (or all with the train
+    split) have them completely, and the output determines the loss and is not the margin.
     """
     need_kernel_rows(kernel)
     need_open(store)
@@ -117,24 +118,24 @@ def takes_sampled(
 def sampled_kernel(
     store: FeatureStore, pairs: Sequence[EpochPair], train: str, kernel: KernelRows
 ) -> SampledKernel | None:
-    """Open the rows of a sampled kernel; None where the kernel is of the train rows.
+    """Open the rows of a sampled kernel; return None if the kernel uses the train rows.
 
     Parameters
     ----------
     store : FeatureStore
     pairs : sequence of EpochPair
-        Epochs that scores are of.
+        Epochs of the scores.
     train : str
         Name of the train split.
     kernel : {"train", "sampled"} or None
-        None: sampled rows, where the store has some.
+        None uses sampled rows as :func:`takes_sampled` decides.
 
     Raises
     ------
     TrakStoreError
-        An unknown ``kernel``.
+        When ``kernel`` is unknown.
     NotFoundError
-        ``"sampled"`` where an epoch has none.
+        When ``"sampled"`` is asked for and an epoch has none.
     SpecMismatchError
         When they are not of the train rows, or of other weights, or epochs have other draws, or rows of
         different versions.
@@ -177,7 +178,7 @@ def _check_loss_scales(store: FeatureStore, splits: Sequence[Split]) -> None:
 
 
 def _of_train(sampled: Split, pair: EpochPair) -> Split:
-    """Return the sampled rows of an epoch without those of masked train samples."""
+    """Return the sampled rows of an epoch, without those of masked train samples."""
     sampled.require_complete()
     return of_train(sampled, pair.train.stored)
 
@@ -187,8 +188,8 @@ def store_sampled_gram(
 ) -> None:
     """Compute the gram of the sampled rows of an epoch and store it, unless it is stored.
 
-    So that a store's :meth:`~trakstore.FeatureStore.drop_rows` can remove them. Where it cannot be
-    stored, nothing is said.
+    A store's :meth:`~trakstore.FeatureStore.drop_rows` can then remove the rows. If the gram cannot be
+    stored, there is no error.
 
     Parameters
     ----------
@@ -202,9 +203,9 @@ def store_sampled_gram(
     Raises
     ------
     TrakStoreError
-        As :func:`sampled_kernel`.
+        As in :func:`sampled_kernel`.
     MemoryLimitError
-        The gram does not fit.
+        When the gram does not fit.
     """
     pairs = epoch_pairs(store, train, train, epoch)
     kernel = sampled_kernel(store, pairs, train, "sampled")

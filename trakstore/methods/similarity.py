@@ -52,13 +52,14 @@ def grad_dot_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     of : {"loss", "output"}
-        Function whose gradients are taken: those of the loss are the stored ones times
-        minus ``out_to_loss``, on both sides. Positive for ``"loss"``: a small step on the train sample
-        lowers the target's loss.
+        Function whose gradients are used, on both sides; those of the loss are the stored ones times
+        minus ``out_to_loss``. With ``"loss"`` a positive score means that a small step on the train
+        sample lowers the target's loss.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -68,12 +69,12 @@ def grad_dot_scores(
     Raises
     ------
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
 
     References
     ----------
@@ -113,11 +114,12 @@ def grad_cos_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     of : {"loss", "output"}
-        As in :func:`grad_dot_scores`; of ``out_to_loss`` only the sign matters.
+        As in :func:`grad_dot_scores`; only the sign of ``out_to_loss`` matters.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -127,12 +129,12 @@ def grad_cos_scores(
     Raises
     ------
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
 
     Examples
     --------
@@ -175,44 +177,46 @@ def whitened_cos_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        All that have both splits when None.
+        Epochs to combine; by default all that have both splits.
     damping : float or Damping
         c of λ = c·tr(H)/n, or ``Damping(absolute=λ)``.
     mix : float
-        Share of the targets' own kernel, 0 to 1: what all targets have in common counts less.
+        Share of the targets' own kernel, 0 to 1, by which directions that all targets share count less.
     of : {"loss", "output"}
-        As in :func:`grad_dot_scores`; a cosine keeps only its sign, kernels are of stored rows.
+        As in :func:`grad_dot_scores`; a cosine keeps only the sign of ``out_to_loss``, and kernels use
+        the stored rows.
     gram_dtype : {"float32", "float64"}
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     device : str
-        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
-        it warns and works on the CPU, as solvers always do.
+        Device for grams and tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use it
+        warns and uses the CPU, as solvers always do.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
     Scores
-        (target, train), shape (m, n), float32. Lengths of all rows are computed here, in a pass of
-        their own over both splits, and held: 8 (m + n) bytes an epoch.
+        Scores (target, train), shape (m, n), float32. The lengths of all rows are computed here, in one
+        pass over both splits, and kept: 8 (m + n) bytes an epoch.
 
     Raises
     ------
     TrakStoreError
-        A ``mix`` outside of 0 to 1.
+        When ``mix`` is outside of 0 to 1.
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
-        A gram does not fit.
+        When a gram does not fit.
 
     References
     ----------
@@ -232,15 +236,16 @@ def whitened_cos_scores(
     pairs = epoch_pairs(store, targets, train, epochs, allow_other_weights=allow_other_weights)
     parts: list[Part] = []
     limit = memory_budget(memory_limit)
-    # The cosine of H^(-1/2) t and H^(-1/2) φ is t H⁻¹ φᵀ over the roots of t H⁻¹ tᵀ and φ H⁻¹ φᵀ: one
-    # factor of H solves for all three, and no root of H is needed. With targets in it, H is in memory.
+    # The cosine of H^(-1/2) t and H^(-1/2) φ is t H⁻¹ φᵀ over the roots of t H⁻¹ tᵀ and φ H⁻¹ φᵀ. So
+    # one factor of H gives all three terms, and no root of H is needed. If targets are mixed in, H is
+    # held in memory.
     if mix:
         factors = _mixed_factors(pairs, damped, mix, gram_dtype, limit, device)
     else:
         kernels = [pair.train.stored for pair in pairs]
         factors = factors_of(kernels, damped, dtype=gram_dtype, memory_limit=limit, device=device)
     for pair, factor in zip(pairs, factors, strict=True):
-        # Factors of the epochs before this one stay, and have their share of the limit.
+        # The factors of earlier epochs are kept, and take their share of the limit.
         lengths = partial(_lengths, factor=factor, limit=max(1, limit - held_bytes(parts)))
         kernel = f"mix {mix}" if mix else ""
         parts.append(part_of(pair, factor, kernel=kernel, **_unit_scales(pair, lengths, of)))
@@ -256,13 +261,14 @@ def _mixed_factors(
     limit: int,
     device: str,
 ) -> Iterator[Factor]:
-    """Factor H of each epoch, with the targets' kernel in it."""
+    """Factor H of each epoch, with the targets' kernel mixed in."""
     sides = [side.stored for pair in pairs for side in (pair.train, pair.target)]
-    # A mixture of two grams is stored nowhere and has no rows: it is factored in memory.
+    # A mixture of two grams is stored nowhere and has no rows, so that it is factored in memory.
     solver, held = Cholesky(), 0
     grams = grams_at_once(sides, damping, solver, dtype, limit, device)
 
-    # A function of its own, since grams that a generator holds would outlive its ``yield``.
+    # In a function of its own: grams in local variables of a generator would live on across its
+    # ``yield``.
     def factored(at: int) -> Factor:
         own, other = (
             split_gram(
@@ -274,7 +280,7 @@ def _mixed_factors(
             )
             for side in (at, at + 1)
         )
-        # Both kernels are sums over rows: n/m makes the targets' as large as that of n rows.
+        # Both kernels are sums over rows: n/m scales the targets' kernel to n rows.
         matrix = (1 - mix) * own.matrix + mix * own.rows / other.rows * other.matrix
         mixed = replace(own, matrix=matrix, trace=float(np.trace(matrix)))
         return solver.factor(mixed, damping)
@@ -288,14 +294,14 @@ def _mixed_factors(
 def _lengths(split: UnmaskedSplit, factor: Factor, limit: int) -> Rows:
     """Compute the lengths of the rows in the metric of a factored kernel."""
     squared = quadratic_form(split.column("features"), factor, memory_limit=limit)
-    # Rounding may leave the squared length of a short row below 0.
+    # Rounding may make the squared length of a short row negative.
     return ArrayRows(np.sqrt(np.maximum(squared, 0)))
 
 
 def _unit_scales(
     pair: EpochPair, lengths: Callable[[UnmaskedSplit], Rows], of: Of
 ) -> dict[str, Rows]:
-    """Return the scales of both sides that divide their rows by their lengths."""
+    """Return the scales that divide the rows of both sides by their lengths."""
     target, train = (
         InverseRows(lengths(side), side.gradient_scale(of)) for side in (pair.target, pair.train)
     )
@@ -304,15 +310,16 @@ def _unit_scales(
 
 @dataclass(frozen=True, eq=False)
 class InverseRows(RowByRow):
-    """1/base, times the sign of ``sign`` where it is given; 0 where the base is 0.
+    """Values 1/base, times the sign of ``sign`` if that is given; 0 if the base is 0.
 
-    A row of zeros has no direction: its cosine with anything is taken as 0.
+    A row of zeros has no direction, and its cosine with any row counts as 0.
     """
 
     sign: Rows | None = None
 
     def read(self, start: int, stop: int) -> NDArray[np.float64]:
-        # In float64, as the scale multiplies a row of the left factor before it is rounded to float32.
+        # In float64, since the scale multiplies a row of the left factor before that is rounded to
+        # float32.
         values = np.asarray(self.base.read(start, stop), dtype=np.float64)
         inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values != 0)
         if self.sign is not None:

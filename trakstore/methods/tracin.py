@@ -25,8 +25,8 @@ def tracin_scores(
 
     .. math:: \tau(t, z) = \sum_c \eta_c \langle \nabla l_c(t), \nabla l_c(z) \rangle
 
-    over the stored checkpoints c, on gradients of the loss of both sides, projected. Positive:
-    training on the sample lowered the target's loss (a proponent).
+    over the stored checkpoints c, with projected gradients of the loss on both sides. A positive score
+    means that training on the sample lowered the target's loss (a proponent).
 
     Parameters
     ----------
@@ -35,11 +35,12 @@ def tracin_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        Checkpoints; all that have both splits when None.
+        Checkpoints; by default all that have both splits.
     learning_rates : mapping of epoch to float, or float, optional
-        η; those that are stored with the train split when None.
+        Rates η; by default those stored with the train split.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
@@ -49,17 +50,17 @@ def tracin_scores(
     Raises
     ------
     NotFoundError
-        No such epoch, split or column, or an epoch without a learning rate.
+        When there is no such epoch, split or column, or an epoch has no learning rate.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
 
     Notes
     -----
-    Features of the last layers alone (``featurize(..., parameters=["head.*"])``) are cheaper, but
-    are another method: contributions of other layers may cancel theirs, or they theirs.
+    Features of the last layers alone (``featurize(..., parameters=["head.*"])``) are cheaper, but give
+    another method, since contributions of different layers may cancel.
 
     References
     ----------
@@ -82,7 +83,7 @@ def tracin_scores(
         part_of(pair, weight=rate, **pair.gradient_scales())
         for pair, rate in zip(pairs, rates, strict=True)
     ]
-    # Steps add up over the training: a sum over checkpoints, not their mean.
+    # The steps of a training add up: this is a sum over checkpoints, not their mean.
     return scores_of("tracin", parts, pairs, reduce="sum")
 
 
@@ -103,7 +104,7 @@ def _rates(pairs: Sequence[EpochPair], given: Mapping[Epoch, float] | float | No
 def _rate(pair: EpochPair, given: Mapping[Epoch, float] | float | None) -> float:
     if given is not None and not isinstance(given, Mapping):
         return _above_zero(given, pair)
-    # Rates belong to the training, and so to the train split.
+    # Rates describe the training, and are stored with the train split.
     stored = pair.train.stored.spec.learning_rate if given is None else given.get(pair.epoch)
     if stored is None:
         raise NotFoundError(

@@ -31,7 +31,7 @@ from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
 Temperature: TypeAlias = float | Literal["auto"] | None
-# Best of 1, 1.5, 2, 3, 4, 6 for two of three sets of retrained models.
+# The best of 1, 1.5, 2, 3, 4 and 6 for two of three sets of retrained models.
 TEMPERATURE = 2.0
 
 
@@ -62,10 +62,10 @@ def trak_scores(
     the sample raised the target's output.
 
     Each checkpoint's part is a Newton step of logistic regression. The paper's own form,
-    ``temperature=None``, leaves the weights out of the kernel (K = ΦᵀΦ), takes Q = ``out_to_loss``, the
-    1 − p of a model that has seen the sample, and averages Q apart: models that fit their data are too
-    sure of them, and a sample's weight comes out far too small. At temperature 2 scores agree better
-    with models that were trained again (``benchmarks/accuracy.py``).
+    ``temperature=None``, has no weights in the kernel (K = ΦᵀΦ), uses Q = ``out_to_loss``, the 1 − p of
+    a model that has seen the sample, and averages Q separately. A model that fits its data is too
+    certain of them, so that a sample's Q is far too small there. At temperature 2 scores agree better
+    with retrained models (``benchmarks/accuracy.py``).
 
     Parameters
     ----------
@@ -74,66 +74,67 @@ def trak_scores(
     targets, train : str
         Names of splits with m and n rows.
     epochs : epoch or sequence of epochs, optional
-        Checkpoints to average over; all that have both splits when None.
+        Checkpoints to average over; by default all that have both splits.
     damping : float or Damping, optional
-        c, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
+        c, or ``Damping(absolute=λ)``; by default 1, for a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
-        Rows of K. ``"sampled"``: those of the split ``train~sampled``, samples whose labels were drawn
-        from the model (``featurize(labels="sampled")``): K = Σ q²·φφᵀ / draws, the Gauss-Newton matrix;
-        there is no temperature then, Q = ``out_to_loss``, and the mean weighs checkpoints by 1/√λ_c,
-        since gradients grow while a model is trained. When None: those, where there are some at all
-        epochs, no temperature was given and the output is not the margin.
+        Rows of K. ``"sampled"``: rows of the split ``train~sampled``, whose labels were drawn from the
+        model (``featurize(labels="sampled")``). Then K = Σ q²·φφᵀ / draws, the Gauss-Newton matrix;
+        there is no temperature, Q = ``out_to_loss``, and the mean weighs checkpoints by 1/√λ_c, since
+        gradients grow during training. By default ``"sampled"`` if all epochs have such rows, no
+        temperature is given and the output is not the margin, else ``"train"``.
     temperature : float, "auto" or None
-        Above 0. ``"auto"``: 2 where the store's output is the margin, None for others: whole sequences
-        are so unlikely that p (1 − p) is no weight. None: K = ΦᵀΦ and Q = ``out_to_loss``.
+        Temperature, above 0. ``"auto"``: 2 if the store's output is the margin, else None, since whole
+        sequences are so unlikely that p (1 − p) is no useful weight. None: K = ΦᵀΦ and Q =
+        ``out_to_loss``.
     average : {"auto", "factors", "scores"}
-        ``"scores"``: as above, the mean of each checkpoint's own scores. ``"factors"``, as the paper
-        has it: mean_c[T_c (K_c + λ_c I)⁻¹ Φ_cᵀ] diag(mean_c[Q_c]); for models that are equally well
-        trained, not for epochs of one training, where Q of the first ones would weigh the last ones'
-        products. ``"auto"``: ``"factors"`` without a temperature and for K of train rows, else
-        ``"scores"``.
+        ``"scores"``: the mean of the checkpoints' scores, as above. ``"factors"``: mean_c[T_c (K_c +
+        λ_c I)⁻¹ Φ_cᵀ] diag(mean_c[Q_c]), as in the paper. This is for equally well trained models, not
+        for epochs of one training, where Q of the first epochs would weigh the products of the last.
+        ``"auto"``: ``"factors"`` without a temperature and with K of train rows, else ``"scores"``.
     soft_threshold : float or "auto"
-        s >= 0: each score becomes ``sign(τ)·max(|τ| − s, 0)``, as the paper does for scores of which
-        few are not 0; the paper chooses s by cross-validation. ``"auto"``: for each target the median
-        of ``|τ|`` over 0.6745, what normal noise of that median would have as standard deviation. Where
-        few of many samples matter, as for language models, it takes away most of what the projection
-        adds (``benchmarks/README.md``); it harms where most samples matter. Train rows beyond 4,096
-        are sampled for it, in 64 places.
+        s >= 0: each score becomes ``sign(τ)·max(|τ| − s, 0)``. The paper does this for sparse scores,
+        and chooses s by cross-validation. ``"auto"``: for each target the median of ``|τ|`` over
+        0.6745, the standard deviation of normal noise with that median. If few of many samples matter,
+        as for language models, it removes most of the projection's noise (``benchmarks/README.md``); if
+        most samples matter, it does harm. Of more than 4,096 train rows a sample from 64 places is
+        used.
     solver : Solver, optional
-        One of :mod:`trakstore.kernels`. When None: ``Dual()`` for n < k, ``BlockedCholesky()`` for
+        Solver from :mod:`trakstore.kernels`. By default ``Dual()`` for n < k, ``BlockedCholesky()`` for
         a gram that does not fit the memory limit, else ``Cholesky()``.
     gram_dtype : {"float32", "float64"}
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
         Bytes of one process for the grams; a quarter of the available memory when None.
     device : str
-        Device of grams and of tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use
-        it warns and works on the CPU, as solvers always do.
+        Device for grams and tiles of scores, such as ``"cuda"`` (by torch). A worker that cannot use it
+        warns and uses the CPU, as solvers always do.
     allow_other_weights : bool
-        Score also where targets and train rows of an epoch were made with different checkpoints.
+        Whether to compute scores even if targets and train rows of an epoch were made with different
+        checkpoints.
 
     Returns
     -------
     Scores
-        (target, train), shape (m, n), float32, in factored form: the train features were read once
-        for the gram and are read again by whatever is asked of the scores.
+        Scores (target, train), shape (m, n), float32, in factored form. The train features were read
+        once for the gram, and are read again by every operation on the scores.
 
     Raises
     ------
     TrakStoreError
-        An unknown ``average`` or ``kernel``, a temperature that is not above 0, or is given with a
-        sampled kernel, a soft threshold below 0.
+        When ``average`` or ``kernel`` is unknown, a temperature is not above 0 or is given with a
+        sampled kernel, or a soft threshold is below 0.
     NotFoundError
-        No such epoch, split or column.
+        When there is no such epoch, split or column.
     IncompleteError
-        Rows of a split are missing.
+        When rows of a split are missing.
     SpecMismatchError
-        Dimensions differ, or the weights of an epoch's splits, or epochs have other samples, the same
-        in another order, or other ones masked.
+        When dimensions differ, an epoch's splits were made with different weights, or epochs have other
+        samples, another order of them, or other masked samples.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
-        A gram does not fit.
+        When a gram does not fit.
 
     References
     ----------
@@ -163,7 +164,7 @@ def trak_scores(
     rows = kernel if kernel or own else "train"
     sampled = sampled_kernel(store, pairs, train, rows)
     own_temperature = None if sampled else trak_temperature(store, temperature)
-    # K and Q follow from one softened probability: the weights of K are Q (1 − Q).
+    # K and Q use the same softened probability: the weights of K are Q (1 − Q).
     kernels = [_kernel_split(pair.train.stored, own_temperature) for pair in pairs]
     if sampled:
         kernels, damped = list(sampled.rows), sampled.damping(damping)
@@ -195,7 +196,7 @@ def trak_scores(
 def trak_temperature(store: FeatureStore, asked: Temperature = "auto") -> float | None:
     """Return the temperature of :func:`trak_scores`, or None for none."""
     if is_one_of(asked, ("auto",)):
-        # Whole sequences are so unlikely that q is 1 to rounding, and its weight q (1 − q) is 0.
+        # Whole sequences are so unlikely that q rounds to 1, and the weight q (1 − q) to 0.
         output = store.spec.output
         return TEMPERATURE if output is not None and output.name == "margin" else None
     if asked is None:
@@ -228,13 +229,13 @@ def trak_scores_of_arrays(
     Parameters
     ----------
     targets, train : ndarray of floats, shapes (m, k) and (n, k)
-        T and Φ; neither is copied.
+        T and Φ, which are not copied.
     out_to_loss : array_like, shape (n,), optional
-        Q; one when None.
+        Q; by default one.
     damping : float or Damping
-        c of λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
+        c in λ = c·tr(K)/n, or ``Damping(absolute=λ)``.
     solver : Solver, optional
-        One of :mod:`trakstore.kernels`; chosen by shape and memory when None.
+        Solver from :mod:`trakstore.kernels`; by default chosen by shape and memory.
     gram_dtype : {"float32", "float64"}
         Dtype of the products within a tile of the gram.
     memory_limit : int or str, optional
@@ -243,16 +244,16 @@ def trak_scores_of_arrays(
     Returns
     -------
     Scores
-        (target, train), shape (m, n); ids are positions. ``np.asarray`` forms the matrix.
+        Scores (target, train), shape (m, n); ids are positions. ``np.asarray`` forms the matrix.
 
     Raises
     ------
     TrakStoreError
-        Shapes that do not go together.
+        When shapes do not fit together.
     NumericsError
-        Non-finite features, or a kernel that is singular at this damping.
+        When features are not finite, or a kernel is singular at this damping.
     MemoryLimitError
-        The kernel does not fit in any form.
+        When the kernel does not fit in any form.
 
     Examples
     --------

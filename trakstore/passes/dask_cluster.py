@@ -19,22 +19,22 @@ _CLOSED = (
     "(dask.config.set(scheduler='threads'))"
 )
 ATTEMPTS = 3
-# Bytes of a worker's interpreter and libraries.
+# Bytes that a worker's interpreter and libraries take.
 OWN_BYTES = 200_000_000
-# Share of its memory beyond which Dask lets a worker pause.
+# Share of its memory beyond which Dask pauses a worker.
 USABLE = 0.8
 
 
 def chosen_scheduler() -> Any:
-    """Return the function that Dask would compute with now; None where that is its own default.
+    """Return the function with which Dask would compute now; None for its own default.
 
     Raises
     ------
     RuntimeError
         When Dask is configured for a client that is gone.
     """
-    # Dask imports distributed to look for a client, which takes as long as a small command; there is
-    # none where nobody has imported it.
+    # To look for a client Dask imports distributed, which takes as long as a small command. If nobody
+    # has imported it, there is no client.
     if "distributed" not in sys.modules and not dask.config.get("scheduler", None):
         return None
     return get_scheduler()
@@ -46,7 +46,7 @@ def active_client() -> Any:
     Raises
     ------
     LocationError
-        When it is closed, or its scheduler does not answer any more.
+        When it is closed, or its scheduler no longer answers.
     """
     # Importing it takes long, and whoever has a client has imported it.
     if "distributed" not in sys.modules:
@@ -66,7 +66,7 @@ def active_client() -> Any:
 
 
 def workers_of(client: Any) -> dict[str, dict[str, Any]]:
-    """Return the facts that the scheduler knows of each worker, by its address.
+    """Return the scheduler's facts about each worker, by address.
 
     Raises
     ------
@@ -81,12 +81,12 @@ def workers_of(client: Any) -> dict[str, dict[str, Any]]:
 
 
 def worker_memory(client: Any) -> int | None:
-    """Return the bytes that a task may take in the worker with least; None where none has a limit.
+    """Return the bytes that a task may take in the smallest worker; None if no worker has a limit.
 
     Raises
     ------
     MemoryLimitError
-        When a worker has no more than it needs for itself.
+        When a worker has no more memory than it needs for itself.
     """
     limits = {name: worker.get("memory_limit") for name, worker in workers_of(client).items()}
     known = {name: int(limit) for name, limit in limits.items() if limit}
@@ -105,7 +105,7 @@ def worker_memory(client: Any) -> int | None:
 def compute_on(client: Any, build: Callable[[], Any]) -> Any:
     """Compute the delayed value that ``build`` makes.
 
-    It is made and computed again where workers died with all copies of what was sent to them.
+    It is built and computed again if workers died with all copies of the data sent to them.
 
     Raises
     ------
@@ -127,14 +127,14 @@ def compute_on(client: Any, build: Callable[[], Any]) -> Any:
                 if attempt == ATTEMPTS - 1 or client.status != "running":
                     raise
             finally:
-                # After Ctrl-C tasks still run; a future that is done is not changed by this.
+                # After Ctrl-C tasks would still run. A future that is done is not affected.
                 future.cancel()
     raise AssertionError
 
 
 @contextmanager
 def cluster_errors(client: Any) -> Iterator[None]:
-    """Raise one clear error in the place of those of Dask, where workers or the scheduler are lost."""
+    """Replace Dask's errors by one clear error, when workers or the scheduler are lost."""
     from distributed import KilledWorker
     from distributed.comm.core import CommClosedError
 

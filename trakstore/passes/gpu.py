@@ -25,11 +25,11 @@ class NoDeviceWarning(UserWarning):
 
 
 class NotFiniteError(NumericsError):
-    """Values on a GPU that are not finite; the CPU looks at the same rows again and names them."""
+    """Values on a GPU that are not finite; the CPU then finds them, and names their rows."""
 
 
 def as_device(device: object) -> str:
-    """Return a device's name, of a device of torch too; torch is not asked whether it is there.
+    """Return the name of a device, given as a name or a torch device; it need not exist.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def usable_device(device: str) -> str:
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the bytes that this process may still take on a GPU; None where it works on the CPU."""
+    """Return the bytes that this process may still take on a GPU; None if it works on the CPU."""
     if usable_device(device) == "cpu":
         return None
     import torch
@@ -85,14 +85,14 @@ def free_bytes(device: str) -> int | None:
     there = torch.device(device)
     if there.type != "cuda":
         return None
-    # What torch keeps of memory that it has freed is free for this process.
+    # Memory that torch keeps after freeing it is available to this process.
     kept = torch.cuda.memory_reserved(there) - torch.cuda.memory_allocated(there)
     return int(torch.cuda.mem_get_info(there)[0] + kept)
 
 
 @contextmanager
 def working_on_gpu(device: str) -> Iterator[None]:
-    """Compute on a GPU within, with exact products of float32.
+    """Within, compute on a GPU, with exact products of float32.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def working_on_gpu(device: str) -> Iterator[None]:
     import torch
 
     there = torch.device(device)
-    # With an index of -1 the current device stays as it is.
+    # Index -1 leaves the current device unchanged.
     current = -1 if there.type != "cuda" or there.index is None else there.index
     try:
         with torch.cuda.device(current), _EXACT:
@@ -117,8 +117,8 @@ def working_on_gpu(device: str) -> Iterator[None]:
 class _ExactProducts:
     """Products of float32 without TF32, from the first thread that enters to the last that leaves.
 
-    TF32 has 10 bits of mantissa. The setting belongs to the process, so that threads that enter while
-    another one is inside must neither save nor put back what that one has set.
+    TF32 has 10 bits of mantissa. The setting belongs to the process: a thread that enters while another
+    is inside must neither save nor restore the setting of that one.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ def _allowed_tf32() -> str | None:
     try:
         setting = torch.get_float32_matmul_precision()
     except RuntimeError:
-        # torch has two ways to allow TF32, and refuses to read one after the other was used.
+        # torch has two settings that allow TF32, and refuses to read one after the other was changed.
         return "high"
     return None if setting == "highest" else setting
 

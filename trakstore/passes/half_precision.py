@@ -1,8 +1,8 @@
-"""Products with float16 rows, which are widened in registers: as fast as memory gives them.
+"""Products with float16 rows, widened in registers, at the speed of memory.
 
-NumPy widens float16 at about 1 GB/s a core, one number after the other, and the float32 rows are then
-written and read once more: for one target that takes five times as long as reading them. What is here
-is compiled, which takes a moment in each process: it is for rows that are many.
+NumPy widens float16 one number at a time, at about 1 GB/s a core, and then writes and reads the float32
+rows: for one target this takes five times as long as reading the rows. The loops here are compiled once
+in each process, and so are meant for many rows.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _F32 = np.float32
 
 @cache
 def has_instructions() -> bool:
-    """Tell whether numba compiles for a processor that widens float16 itself, as all here needs it."""
+    """Tell whether numba compiles for a processor that can widen float16, as these loops require."""
     chosen: Any = numba.core.config
-    # All 64-bit processors by ARM do, those of Intel and AMD since 2013.
+    # All 64-bit ARM processors can, and those of Intel and AMD since 2013.
     if platform.machine().lower() in ("arm64", "aarch64"):
         return not chosen.DISABLE_JIT
     return has_x86_feature("f16c")
 
 
 def _widening(_: Any, bits: Any) -> Any:  # pragma: no cover
-    """Take the bits of a uint16 for a float16, and widen it: one instruction for several numbers."""
+    """Widen the bits of a uint16 as a float16: one instruction for several numbers."""
 
     def widen(_: Any, builder: Any, __: Any, values: Any) -> Any:
         return builder.fpext(builder.bitcast(values[0], ir.HalfType()), ir.FloatType())
@@ -52,13 +52,13 @@ def _widen(out: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
             out[i, j] = wide(rows[i, j])
 
 
-# Both have four sums at a time, since each addition to a single one would wait for the one before.
+# Both keep four sums, since each addition to a single sum would wait for the one before.
 @compiled_for_all
 def one_target(out: F32, left: F32, rows: NDArray[np.uint16]) -> None:  # pragma: no cover
     """Multiply one target with rows, four rows at a time."""
     count, columns = rows.shape
     for first in range(0, count, 4):
-        # Of the last four some may have been multiplied already.
+        # The last four rows may overlap those before.
         i = min(first, max(0, count - 4))
         i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
         a, b, c, d = _F32(0), _F32(0), _F32(0), _F32(0)
@@ -105,5 +105,5 @@ def few_products(lefts: F32, rows: NDArray[np.float16], out: F32) -> None:
 
 
 def _bits(rows: NDArray[np.float16]) -> NDArray[np.uint16]:
-    # Rows next to each other in memory: loops over others do not become vector instructions.
+    # Rows must be contiguous in memory, or else the loops do not become vector instructions.
     return np.ascontiguousarray(rows).view(np.uint16)

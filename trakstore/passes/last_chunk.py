@@ -1,4 +1,4 @@
-"""A column of numbers of which the last chunk that was read is kept."""
+"""A column of numbers that keeps the chunk it read last."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trakstore.passes.rows import Rows, is_near
 
 
 class LastChunk:
-    """Rows for one thread, which reads ascending ranges.
+    """Rows for one thread that reads ascending ranges.
 
-    A chunk of numbers has those of many tiles of features: each of these would read all of it again.
+    A chunk of numbers belongs to many tiles of features, each of which would read all of it again.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class LastChunk:
     def __init__(self, base: Rows) -> None:
         self._base = base
         self._first, self._kept = 0, base.read(0, 0)
-        # What is on another machine is read ahead, in the pieces that it was asked for.
+        # From another machine, pieces are read ahead exactly as they were asked for.
         self._by_chunk = is_near(base)
 
     @property

@@ -1,8 +1,8 @@
-"""Memory that an operation may take: as its caller says, else a share of what there is.
+"""Memory that an operation may take: its caller's limit, or a share of the available memory.
 
-Control groups are read here, since libraries read less: psutil knows only the machine's memory, and
-``distributed.system`` the limit of the outermost group. A job is mostly some groups further down, and
-shares its limit with others: what counts is the limit of each group above it less what is in use there.
+Control groups are read here because libraries do less: psutil knows only the machine's memory, and
+``distributed.system`` only the limit of the outermost group. A job is usually some groups further down,
+and shares limits with others, so that every group above it counts: its limit less its use.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from trakstore.paths import exists
 from trakstore.planning import byte_count, fit_slots, human_bytes, with_slack
 from trakstore.storage.backends.ahead import AHEAD_BYTES
 
-# A quarter of the memory: the rest is for the page cache, the caller's arrays, other processes.
+# One part in so many of the memory. The rest is for the page cache, the caller's arrays and other
+# processes.
 SHARE = 4
-# The other half is for what torch and its libraries take beside tensors, and for other programs.
+# The other half is for memory of torch and its libraries beside tensors, and for other programs.
 DEVICE_SHARE = 2
-# Tasks that send tiles to one GPU at once: more read no faster than it copies.
+# Tasks that send tiles to one GPU at once: with more, its copies are the limit.
 DEVICE_TASKS = 8
 DEVICE_ADVICE = "work on the CPU (device='cpu'), or free its memory"
-# Bytes that count as available where the system does not say.
+# Bytes that count as available if the system does not tell.
 UNKNOWN = 4 * 2**30
 # The parameter M_MMAP_THRESHOLD of mallopt(3).
 _MMAP_THRESHOLD = -3
@@ -44,9 +45,9 @@ _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 def memory_budget(memory_limit: int | str | None) -> int:
     """Return the memory limit of each process in bytes.
 
-    A quarter of the least of these when None: the system's available memory, what the control
-    groups of this process leave to it, and the memory limit of a Dask worker. Never more than the
-    Dask workers have, with a warning where more was asked for.
+    By default this is a quarter of the least of three: the system's available memory, the memory that
+    control groups leave to this process, and the limit of a Dask worker. It is never more than the Dask
+    workers have, with a warning if more was asked for.
 
     Raises
     ------
@@ -72,9 +73,9 @@ def memory_budget(memory_limit: int | str | None) -> int:
 
 
 def device_budget(device: str) -> int | None:
-    """Return the bytes that an operation may take on a GPU: half of what is free there.
+    """Return the bytes that an operation may take on a GPU: half of its free memory.
 
-    On a cluster that is the GPU of the worker that has least. None where all work on the CPU.
+    On a cluster the GPU with the least counts. None if every worker uses the CPU.
     """
     if device == "cpu":
         return None
@@ -89,7 +90,7 @@ def device_budget(device: str) -> int | None:
 
 
 def device_slots(device: str, slot_bytes: int, what: str) -> int:
-    """Return the number of tasks of one process that may run at once, of so many bytes on a GPU.
+    """Return the number of tasks of one process that may run at once, each with some bytes on a GPU.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def device_slots(device: str, slot_bytes: int, what: str) -> int:
 
 
 def least_slots() -> int:
-    """Return the least number of tasks that run at once: a cluster's workers start all they can."""
+    """Return the least number of tasks that run at once: on a cluster, all that a worker starts."""
     return 1 if active_client() is None else task_slots()
 
 
@@ -114,7 +115,7 @@ def fitting_slots(fixed_bytes: int, slot_bytes: int, limit: int, what: str) -> i
     Parameters
     ----------
     fixed_bytes, slot_bytes : int
-        Bytes that the operation takes once, and in each task.
+        Bytes of the operation as a whole, and of each task.
     limit : int
         Bytes of the process.
     what : str
@@ -129,9 +130,9 @@ def fitting_slots(fixed_bytes: int, slot_bytes: int, limit: int, what: str) -> i
 
 
 def room_ahead(limit: int, planned: int, slots: int) -> int:
-    """Return the bytes of stored rows that each task may read before it asks for them.
+    """Return the bytes of stored rows that each task may read in advance.
 
-    They are what the limit leaves beside a plan, and no more than is of use.
+    This is the part of the limit that a plan leaves, but no more than is useful.
     """
     left = limit - with_slack(planned)
     return max(0, min(AHEAD_BYTES, left // slots))
@@ -139,11 +140,11 @@ def room_ahead(limit: int, planned: int, slots: int) -> int:
 
 @cache
 def give_back() -> None:
-    """Give arrays of 1 MB and more back to the system as soon as they are freed, from now on.
+    """From now on, return arrays of 1 MB and more to the system as soon as they are freed.
 
-    glibc comes to keep freed arrays of less than 32 MB in heaps of the threads that had them, which is
-    faster, and as much again as is in use: too much for work on tiles that fill the memory limit. Such
-    work was measured to peak at 68 MB where it had been up to 184.
+    glibc learns to keep freed arrays of less than 32 MB in the heaps of their threads. This is faster,
+    but takes as much memory again as is in use, too much for tiles that fill the memory limit. In a
+    measurement the peak fell from up to 184 MB to 68 MB.
     """
     change = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if change is not None:
@@ -151,7 +152,7 @@ def give_back() -> None:
 
 
 def linux_bytes(path: Path, field: str) -> int | None:
-    """Return the bytes that a file of Linux such as ``/proc/meminfo`` has; None on other systems."""
+    """Return the content of a Linux file such as ``/proc/meminfo``; None on other systems."""
     if not exists(path):
         return None
     lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
@@ -163,7 +164,7 @@ def _group_limits() -> Iterator[int]:
     membership = _PROC / "self" / "cgroup"
     if not exists(membership):
         return
-    # Version 2 has one line without controllers. Version 1 has one for each hierarchy.
+    # Version 2 has one line, without controllers. Version 1 has a line for each hierarchy.
     for line in membership.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -175,19 +176,19 @@ def _group_limits() -> Iterator[int]:
             continue
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
-            # A limit holds for all groups below it.
+            # A limit also holds for all groups below.
             if folder.is_relative_to(root):
                 yield from _left(folder, *names)
 
 
 def _left(folder: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
-    """Yield the limit of one group less what is used for other things than the page cache."""
+    """Yield the limit of one group less its memory in use, apart from the page cache."""
     try:
         most = (folder / limit).read_text().strip()
         if not most.isdigit():
             return
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # The system takes pages of files back when memory is asked for: they count as free.
+        # The system reclaims pages of files when memory is needed: they count as free.
         used = int((folder / usage).read_text()) - int(stat.get(cache, 0))
         yield max(1, int(most) - max(0, used))
     except OSError:
@@ -195,7 +196,7 @@ def _left(folder: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
 
 
 def _worker_limits(client: Any) -> Iterator[int]:
-    """Yield the limits of the workers that would run the tasks, or of the one that this process is."""
+    """Yield the limits of the workers that would run the tasks, or of this process if it is one."""
     workers = {} if client is None else workers_of(client)
     for worker in workers.values():
         if limit := worker.get("memory_limit"):

@@ -1,10 +1,10 @@
-"""Passes: what an operation does with each tile of rows, and how results are put together.
+"""Passes: the work of an operation on each tile of rows, and the merging of results.
 
-The rows are cut into ranges of whole tiles (:mod:`~trakstore.passes.scheduler`). In each range a pass
-starts a state, visits one tile after the other, and finishes the state into a result; results of
+Rows are divided into ranges of whole tiles (:mod:`~trakstore.passes.scheduler`). In each range a pass
+starts a state, visits one tile after the other, and turns the state into a result. Results of
 neighbouring ranges are merged, left before right, in a tree that depends on the shape alone.
 
-A pass has its tiles and its states in the memory of one device. Results of ranges are on the CPU.
+Tiles and states of a pass are in the memory of one device; results of ranges are on the CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Tiles = Sequence[tuple[int, int]]
 
 
 def beside(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
-    """Merge results that stand beside each other along the last dimension."""
+    """Merge results by joining them along the last dimension."""
     return np.concatenate([left, right], axis=-1)
 
 
@@ -38,7 +38,7 @@ def nothing(left: None, right: None) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Pass(Sent, ABC, Generic[S, R]):
-    """An operation on rows; picklable, since workers of a cluster are sent it.
+    """An operation on rows; picklable, since it is sent to the workers of a cluster.
 
     Attributes
     ----------
@@ -70,12 +70,12 @@ class Pass(Sent, ABC, Generic[S, R]):
         return tile_ranges(start, stop, self.step)
 
     def reading(self, tiles: Tiles) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Read ahead what the visits of these tiles will ask for: by default nothing."""
+        """Within, read ahead for the visits of these tiles: by default nothing."""
         return nullcontext()
 
     @property
     def device(self) -> str:
-        """The device whose memory has the tiles: by default the CPU."""
+        """Device whose memory holds the tiles: by default the CPU."""
         return "cpu"
 
     def on_cpu(self) -> Pass[S, R]:
@@ -86,8 +86,8 @@ class Pass(Sent, ABC, Generic[S, R]):
         """Compute the result of one range."""
         device = self.device
         if device != "cpu":
-            # To look at each value of a tile would have a GPU wait for its answer. It tells at the end
-            # that something was not finite, and the CPU finds out what.
+            # Checking every tile would make the GPU wait for each answer. It reports only at the end
+            # that something was not finite, and the CPU then finds out what.
             with suppress(NotFiniteError), working_on_gpu(device):
                 return self._visited(start, stop)
         return self.on_cpu()._visited(start, stop)
@@ -118,7 +118,7 @@ class Pass(Sent, ABC, Generic[S, R]):
 
 @dataclass(frozen=True, eq=False)
 class ListPass(Pass[list[NDArray[Any]], NDArray[Any]]):
-    """A pass whose tiles each give an array; they end up beside each other."""
+    """A pass in which each tile gives an array; the arrays are joined along the last dimension."""
 
     merge = staticmethod(beside)
 

@@ -1,8 +1,8 @@
 """Arrays on their way to a GPU and back, through buffers in pinned memory.
 
-A GPU copies from ordinary memory at about a tenth of its speed, and not while it computes. Here arrays
-are put into one of two pinned buffers while the other one is copied, on a stream of its own, and what
-was copied before is computed with.
+A GPU copies from ordinary memory at about a tenth of its speed, and not while it computes. Here an
+array is put into one of two pinned buffers, while the other buffer is copied on a separate stream and
+the array before is used in computations.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from torch import Tensor
 from trakstore.passes.rows import Rows, scaled_integers
 from trakstore.planning import ranges
 
-# Bytes of a large array that go or come at a time, since torch keeps memory that it has pinned.
+# Bytes of a large array that travel at a time, since torch keeps all memory that it has pinned.
 PIECE_BYTES = 2**24
 
 
 class Streams(Protocol):
-    """The order of copies and computations: events are recorded here, and waited for."""
+    """The order of copies and computations, kept by events that are recorded and waited for."""
 
     def computed(self) -> Any:
-        """Record all that was asked of the device so far but copies."""
+        """Record an event behind all computations that the device was given so far."""
 
     def copy(self, there: Tensor, here: Tensor, after: Any) -> Any:
-        """Begin a copy to the device that waits for an event; return that of its end."""
+        """Begin a copy to the device after an event; return the event of its end."""
 
     def arrive(self, copied: Any) -> None:
-        """Have computations that are asked for from now on wait for a copy."""
+        """Make later computations wait for a copy."""
 
     def wait(self, copied: Any) -> None:
-        """Wait here until a copy has ended."""
+        """Block until a copy has ended."""
 
 
 class GpuStreams:
-    """A stream of copies beside the current stream of a GPU, on which everything is computed."""
+    """A stream of copies beside the current stream of a GPU, which does the computations."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._copies = device, torch.cuda.Stream(device)
@@ -63,14 +63,14 @@ class GpuStreams:
 
 
 def _recorded(stream: torch.cuda.Stream) -> torch.cuda.Event:
-    # A thread that waits for it sleeps, and leaves its core to those that read.
+    # A thread that waits for the event sleeps, and leaves its core to threads that read.
     event = torch.cuda.Event(blocking=True)
     event.record(stream)
     return event
 
 
 class OneAfterTheOther:
-    """Streams of a device that has none: everything has ended when it returns."""
+    """Substitute for streams on a device without them: everything has ended when it returns."""
 
     def computed(self) -> None:
         return
@@ -91,7 +91,7 @@ def streams_of(device: torch.device) -> Streams:
 
 @dataclass
 class _Buffers:
-    """A pinned buffer and its copy on the device, with the last copy and the last use of that."""
+    """A pinned buffer and its counterpart on the device, with events of the last copy and last use."""
 
     here: Tensor
     there: Tensor
@@ -100,29 +100,28 @@ class _Buffers:
 
 
 class Upload:
-    """Arrays that go to a device one after the other, through two pairs of buffers in turn.
+    """Transfer of arrays to a device, one after the other, through two pairs of buffers in turn.
 
-    The host waits for the copy of the array before the last one, and for nothing else: not for what is
-    computed. Between a pinned buffer and the device the order is kept by events: a buffer on the device
-    is written over when the computations that read it have ended.
+    The host waits only for the copy before the last one, never for computations. On the device, events
+    keep the order: a buffer there is overwritten only after the computations that read it have ended.
 
     Parameters
     ----------
     device : torch.device
     streams : Streams, optional
-        Those of another upload of the same thread: torch has 32 streams for copies, and one that two
-        threads had would let each wait for the other's computations. Its own when None.
+        Streams of another upload in the same thread; by default its own. torch has 32 streams for
+        copies, and threads that shared one would wait for each other's computations.
     """
 
     def __init__(self, device: torch.device, streams: Streams | None = None) -> None:
         self._device, self.streams = device, streams or streams_of(device)
         self._pairs: list[_Buffers] = []
-        # Of rows in 8 bits: apart, since a scale would have the place of a tile.
+        # The scales of rows in 8 bits travel separately, or else a scale would take the turn of a tile.
         self._scales: Upload | None = None
 
     @contextmanager
     def sent(self, array: NDArray[Any]) -> Iterator[Tensor]:
-        """Yield an array on the device, as it is stored, for computations that are asked for within."""
+        """Yield an array on the device, as it is stored, for computations in the ``with`` block."""
         pair, streams = self._next(array.nbytes), self.streams
         dtype = array.dtype.newbyteorder("=")
         here = pair.here[: array.nbytes].numpy().view(dtype).reshape(array.shape)
@@ -133,7 +132,7 @@ class Upload:
         yield there.view(array.shape)
         pair.used = streams.computed()
 
-    # The only place where rows on a device become numbers to compute with.
+    # Only here do stored rows become numbers to compute with on a device.
     @contextmanager
     def widened(
         self, rows: Rows, start: int, stop: int, dtype: torch.dtype = torch.float32
@@ -148,12 +147,12 @@ class Upload:
             self._scales = Upload(self._device, self.streams)
         integers, scale = (part.read(start, stop) for part in parts)
         with self.sent(integers) as stored, self._scales.sent(scale) as factor:
-            # In float32, as on the CPU, whatever becomes of them.
+            # In float32, as on the CPU, whatever follows.
             yield (stored.to(torch.float32) * factor[:, None]).to(dtype)
 
     def _next(self, size: int) -> _Buffers:
-        """Return the pair whose turn it is, free to be filled with so many bytes."""
-        # Both are made before anything is computed: one that is made later waits for that.
+        """Return the pair of buffers whose turn it is, free to be filled with so many bytes."""
+        # Both pairs are made before any computation, since making one later would wait for it.
         pair, other = self._pairs or (self._made(size), self._made(size))
         if pair.copied is not None:
             self.streams.wait(pair.copied)
@@ -164,10 +163,10 @@ class Upload:
 
     def _made(self, size: int) -> _Buffers:
         pinned = self._device.type == "cuda"
-        # The CPU by its name, since torch may have another default.
+        # The CPU is named, since torch may have another default device.
         here = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         there = torch.empty(size, dtype=torch.uint8, device=self._device)
-        # Computations that had this memory before may not have ended.
+        # Computations that used this memory before may still be running.
         return _Buffers(here, there, used=self.streams.computed())
 
 
@@ -198,7 +197,7 @@ def _pieces(rows: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _fetched(part: Tensor) -> NDArray[Any]:
-    """Return a part of a result in pinned memory: all that comes back from a device comes by here."""
+    """Return a part of a result in pinned memory; every result from a device passes through here."""
     pinned = part.device.type == "cuda"
     here = torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=pinned)
     fetched: NDArray[Any] = here.copy_(part).numpy()

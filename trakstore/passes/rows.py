@@ -1,4 +1,4 @@
-"""Rows that are read by contiguous ranges: the input of every blocked operation."""
+"""Rows that are read in contiguous ranges: the input of every blocked operation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trakstore.storage.stored import StoredColumn, read_together
 # Positions of rows, in the order in which they are taken.
 Taken: TypeAlias = range | NDArray[np.int64]
 
-# Rows of a chunk of what is made, not read.
+# Rows of a chunk of values that are made, not read.
 MADE_ROWS = 2**16
 
 
@@ -40,13 +40,13 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class View(Sent):
-    """A base of rows that are made of other rows and arrays."""
+    """A base for rows that are made from other rows and arrays."""
 
-    # Saved scores remember tokens. They are made of the names of classes, so that a class that gets
-    # another name makes a save that was stopped begin anew.
+    # Saved scores record tokens, which contain names of classes: if a class is renamed, a stopped save
+    # starts over.
     @cached_property
     def token(self) -> str:
-        """Text that is equal for equal rows; a large array is hashed only when somebody asks."""
+        """Text that is equal for equal rows; a large array is hashed only when this is read."""
         parts = [getattr(self, field.name) for field in fields(self)]
         return str(tokenize(type(self).__name__, [getattr(part, "token", part) for part in parts]))
 
@@ -54,12 +54,12 @@ class View(Sent):
         return self.token
 
     def below(self, start: int, stop: int) -> Iterable[Piece]:
-        """Return the pieces of other rows that reading a range reads, in that order."""
+        """Return the pieces of other rows that reading a range requires, in order."""
         parts = (getattr(self, field.name) for field in fields(self))
         return [(part, start, stop) for part in parts if isinstance(part, StoredColumn | View)]
 
 
-# Rows that are read for some others, from a start to a stop.
+# A piece: rows that are read for some other rows, from a start to a stop.
 Piece: TypeAlias = tuple[Rows | View, int, int]
 
 
@@ -90,7 +90,7 @@ class ArrayRows(View):
 
 @dataclass(frozen=True, eq=False)
 class _Derived(View):
-    """Rows that come from those of ``base``."""
+    """Rows derived from those of ``base``."""
 
     base: Rows
 
@@ -130,7 +130,7 @@ class TakenRows(_Derived):
     def _pieces(self, positions: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
         """Cut the positions by chunk of the base: a range to read, and where its rows belong.
 
-        So each chunk is read once, however the positions jump.
+        So each chunk is read once, in whatever order the positions are.
         """
         order = np.argsort(positions, kind="stable")
         cuts = np.flatnonzero(np.diff(positions[order] // self.base.chunk_rows)) + 1
@@ -178,8 +178,8 @@ class UnmaskedRows(_Derived):
     def _position(self, kept: int) -> int:
         """Return the position in the base of the kept row with this number.
 
-        The i-th masked row has masked[i] − i kept rows in front of it. A kept row lies behind all
-        masked ones for which this is at most its own number.
+        The i-th masked row has masked[i] − i kept rows before it. A kept row comes after all masked
+        rows for which this is at most its own number.
         """
         before = self.masked - np.arange(len(self.masked))
         return kept + int(np.searchsorted(before, kept, side="right"))
@@ -275,18 +275,18 @@ class KeptRows(_Made):
 
 
 def _within(positions: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
-    """Return those of some positions that are in a range, counted from its start."""
+    """Return the positions that are in a range, counted from its start."""
     return positions[(positions >= start) & (positions < stop)] - start
 
 
 def take(rows: Rows, index: Taken) -> Rows:
-    """Return the rows at ``index``: ``rows`` themselves where that is all of them."""
+    """Return the rows at ``index``, or ``rows`` themselves if that is all of them."""
     whole = isinstance(index, range) and index == range(rows.shape[0])
     return rows if whole else TakenRows(rows, index)
 
 
 def scaled_integers(rows: Rows) -> tuple[Rows, Rows] | None:
-    """Return integers of 8 bits and the scale of each, where rows are stored so; None for others."""
+    """Return 8-bit integers and the scale of each row, if rows are stored in this way; else None."""
     if isinstance(rows, StoredColumn):
         return None if rows.scale is None else (replace(rows, scale=None), rows.scale)
     if isinstance(rows, TakenRows | UnmaskedRows):
@@ -303,12 +303,12 @@ def taken_rows(rows: Rows, at: NDArray[np.int64]) -> NDArray[Any]:
 def together(
     wanted: Iterable[tuple[Rows | None, int, int]], most: int = AHEAD_BYTES
 ) -> AbstractContextManager[None]:
-    """Read rows of several columns without waiting for one after the other.
+    """Within, read rows of several columns ahead, without waiting for one after the other.
 
     Parameters
     ----------
     wanted : iterable of (Rows or None, start, stop)
-        Pieces, in the order in which they will be read within; what is not stored is passed over.
+        Pieces, in the order in which they will be read; those that are not stored are passed over.
     most : int
         Bytes of stored rows that are held at a time.
     """
@@ -316,14 +316,14 @@ def together(
 
 
 def is_near(rows: Rows) -> bool:
-    """Tell whether no row that these are made of is on another machine."""
+    """Tell whether none of the rows behind these is on another machine."""
     return next(_stored(rows, 0, min(1, rows.shape[0])), None) is None
 
 
 def _stored(
     rows: Rows | View | None, start: int, stop: int
 ) -> Iterator[tuple[StoredColumn, int, int]]:
-    """Yield the stored columns below that are not on a local disk, with the rows that are read."""
+    """Yield the stored columns behind rows that are not on a local disk, with the ranges to read."""
     if isinstance(rows, StoredColumn):
         if not rows.location.near:
             yield rows, start, stop

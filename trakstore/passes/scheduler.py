@@ -1,14 +1,13 @@
 """Passes over rows as Dask tasks: one task for each range of rows, and a fixed tree of merges.
 
-A pass over rows is cut into contiguous ranges of whole tiles: 8 to 32 usually, up to 4,096 for very
-long passes. The cut and the order of the
-merges depend on the shape alone, so that a result does not depend on the scheduler, on the number of
-workers or on their timing. Each range is one Dask task that loops over tiles (read, product, running
-result) with BLAS on one thread.
+A pass over rows is divided into contiguous ranges of whole tiles: usually 8 to 32, up to 4,096 for very
+long passes. The ranges and the order of the merges depend on the shape alone, so that a result does not
+depend on the scheduler, the number of workers or their timing. Each range is one Dask task that loops
+over tiles (read, product, running result) with BLAS on one thread.
 
-BLAS is limited for the whole process while a task runs, because OpenBLAS can limit its threads only so.
-It was measured to be worth it: with two CPUs, top-20 lists of 1,000 targets took 124 ms for 8 MB of
-features with BLAS on two threads, and 83 to 86 ms with two tasks whose BLAS is on one.
+While a task runs, BLAS is limited for the whole process, since OpenBLAS has no other limit. This is
+worth it: on two CPUs, top-20 lists of 1,000 targets over 8 MB of features took 124 ms with BLAS on two
+threads, and 83 to 86 ms in two tasks with BLAS on one thread.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ from trakstore.passes.rows import Rows
 from trakstore.planning import CHUNK_BYTES, ranges
 from trakstore.storage.backends.buffers import reused_buffers
 
-# Ranges of a long pass.
+# Number of ranges of a long pass.
 RANGES = 32
 # Tiles in one range of a very long pass, of more than 32 * 128 tiles: about 1 GB of features.
 RANGE_TILES = 128
-# Most ranges, however long the pass.
+# Most ranges of any pass.
 MOST_RANGES = 4096
-# Results that wait to be merged, at most: one on each level of the merge tree.
+# Most results that wait to be merged: one on each level of the merge tree.
 WAITING = MOST_RANGES.bit_length()
 TILE_ROWS = 1024
 R = TypeVar("R")
@@ -62,8 +61,8 @@ class _ProcessLimit:
     """One BLAS thread for this process, from the first thread that enters to the last that leaves.
 
     OpenBLAS's limit belongs to the process, and threadpoolctl lets only the thread that set it change
-    it again. The first to enter is seldom the last to leave, so a thread of its own holds the limit.
-    That costs 0.3 ms a pass, and each task 12 microseconds to enter and leave.
+    it again. Since the first thread to enter is rarely the last to leave, a separate thread holds the
+    limit. This costs 0.3 ms a pass, and 12 microseconds for each task to enter and leave.
     """
 
     def __init__(self) -> None:
@@ -80,7 +79,8 @@ class _ProcessLimit:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                # An interpreter that is shutting down takes no more work, and needs no limit lifted.
+                # An interpreter that is shutting down accepts no more work, and the limit need not be
+                # lifted.
                 with suppress(RuntimeError):
                     self._holder.submit(self._limit.__exit__, None, None, None).result()
                 self._holder.shutdown()
@@ -90,11 +90,11 @@ def _limited() -> Any:
     return _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
 
 
-# To look for libraries takes longer than a small task. What was found is kept until the number of
-# imported modules changes: only an import can load another library.
+# Looking for libraries takes longer than a small task. The result is kept until the number of imported
+# modules changes, since only an import can load another library.
 @lru_cache(maxsize=1)
 def _libraries(_module_count: int) -> ThreadpoolController:
-    """Find the BLAS libraries that are loaded, again when something was imported since."""
+    """Find the loaded BLAS libraries; repeated only after an import."""
     return ThreadpoolController()
 
 
@@ -103,10 +103,10 @@ _PROCESS_LIMIT = _ProcessLimit()
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread within; safe to enter from many threads at once."""
+    """Within, limit BLAS to one thread; safe to enter from many threads at once."""
     _PROCESS_LIMIT.enter()
     try:
-        # Where BLAS runs on OpenMP, a limit belongs to each thread. Elsewhere this changes nothing.
+        # If BLAS uses OpenMP, the limit belongs to each thread. Otherwise this changes nothing.
         with _limited():
             yield
     finally:
@@ -130,11 +130,11 @@ def tile_ranges(start: int, stop: int, step: int) -> list[tuple[int, int]]:
 
 
 def row_ranges(rows: int, step: int, most: int | None = None) -> list[tuple[int, int]]:
-    """Cut rows into ranges of whole tiles, of nearly equal length: a function of the shape alone.
+    """Divide rows into ranges of whole tiles, of nearly equal length, by the shape alone.
 
-    At most 8 for short passes, one for each tile if there are fewer; up to 32 for longer ones; and one
-    for each 128 tiles of very long ones, so that a thousand workers have something to do; ``most`` at
-    most.
+    There are at most 8 ranges in short passes, or one for each tile if these are fewer; up to 32 in
+    longer passes; and one for each 128 tiles in very long ones, so that a thousand workers have
+    something to do. There are never more than ``most``.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def row_ranges(rows: int, step: int, most: int | None = None) -> list[tuple[int,
     tiles = -(-rows // step)
     usual = max(8, min(RANGES, tiles // 8), min(MOST_RANGES, tiles // RANGE_TILES))
     count = min(tiles, usual, usual if most is None else most)
-    # Cut evenly in tiles, so that lengths differ by one tile at most.
+    # Tiles are divided evenly, so that lengths differ by at most one tile.
     edges = [min(rows, tiles * part // count * step) for part in range(count + 1)]
     return list(pairwise(edges))
 
@@ -166,17 +166,17 @@ def map_reduce(
     Parameters
     ----------
     task : callable
-        Picklable; sent to each worker once, with all that it holds.
+        Picklable function, sent to each worker once, with all that it holds.
     rows, step : int
-        Rows in all, and the rows of a tile; ranges are whole tiles.
+        Number of all rows, and rows of a tile; ranges are whole tiles.
     merge : callable
         ``merge(left, right)`` of two results of neighbouring ranges.
     parts : int, optional
-        Ranges at most.
+        Most ranges.
     workers : int, optional
-        Threads at most, when there is no Dask client.
+        Most threads, if there is no Dask client.
     finished : callable, optional
-        Gets the number of rows of each range that is done; twice for ranges whose worker died.
+        Called with the number of rows of each finished range; twice for a range whose worker died.
 
     Raises
     ------
@@ -185,12 +185,12 @@ def map_reduce(
     LocationError
         When the client is closed, its scheduler is lost, or a worker does not see the store.
     MemoryLimitError
-        When workers die over the work each time.
+        When workers die in every attempt.
 
     Notes
     -----
-    Ranges whose worker died run again on another. Where all copies of ``task`` died with their
-    workers, it is sent again; the pass is tried three times in all.
+    A range whose worker died runs again on another. If all copies of ``task`` died with their workers,
+    it is sent again; the pass is tried three times in all.
     """
     if rows < 1:
         raise TrakStoreError("there are no rows to work on")
@@ -220,8 +220,8 @@ def _merge_tree(
 def merged_in_pairs(results: list[Any], merge: Callable[[R, R], R]) -> Any:
     """Merge delayed results, neighbour with neighbour, level by level.
 
-    The tree depends on the number of results alone, and left stays before right: so floating-point
-    sums are rounded alike whichever task ends first.
+    The tree depends on the number of results alone, and left stays before right, so that sums are
+    rounded in the same way whichever task ends first.
     """
     join = delayed(merge, pure=False)
     while len(results) > 1:
@@ -240,7 +240,7 @@ class _RangeProgress(Callback):
         self._finished, self._rows = finished, [stop - start for start, stop in ranges_of_rows]
 
     def _posttask(self, key: Any, *_: Any) -> None:
-        # Dask does not say which range ended, but all have nearly the same length, so that any will do.
+        # Dask does not say which range ended. All have nearly the same length, so that any one will do.
         if self._finished is not None and str(key).startswith("_run_range") and self._rows:
             self._finished(self._rows.pop())
 
@@ -248,9 +248,9 @@ class _RangeProgress(Callback):
 def sent_once(value: Any) -> Any:
     """Return a delayed value that goes to each worker of the active client once, not with every task.
 
-    On a cluster it is the result of a task: if its worker dies, the scheduler computes it again. Data
-    sent with ``client.scatter`` would be lost with their worker, and to copy them to all workers
-    beforehand waits long for one that is dead.
+    On a cluster it is the result of a task, which the scheduler computes again if its worker dies. Data
+    sent with ``client.scatter`` would be lost with their worker, and copying them to all workers
+    beforehand would wait long for a dead one.
     """
     client = active_client()
     if client is None:

@@ -1,4 +1,4 @@
-"""Objects that are sent to a cluster's workers, and give the same numbers there as here."""
+"""Objects that give the same numbers in a cluster's workers as in this process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 class Sent:
     """A base for objects that hold arrays of floats and are unpickled by workers.
 
-    A message leaves its arrays at any address. Where that is no multiple of an item's size, numpy
-    does not give them to BLAS as they are, and products are rounded otherwise: so arrays move.
+    Arrays in a message may begin at any address. If that is no multiple of the item size, numpy does
+    not pass them to BLAS directly, and products are rounded differently. So the arrays are copied.
     """
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

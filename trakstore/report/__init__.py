@@ -1,6 +1,6 @@
 """Pages, charts and tables of results.
 
-Sections of the page are listed in one place, ``SECTIONS`` in ``sections.py``. Where something belongs:
+Sections of the page are listed in one place, ``SECTIONS`` in ``sections.py``. Places for additions:
 
 - a section: its name in ``SECTIONS``, its numbers in ``Findings`` of the same file, its HTML in
   ``page.html``, at the same place among the others;

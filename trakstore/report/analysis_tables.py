@@ -1,4 +1,4 @@
-"""Tables of what an analysis found: over epochs, between epochs, by groups, by samples."""
+"""Tables of an analysis: over epochs, between epochs, by groups, by samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trakstore.markup import one_line
 from trakstore.report.terminal_tables import plain_table
 from trakstore.report.units import from_to
 
-_LISTED = 5  # samples of a line
+_LISTED = 5  # samples that a line names
 
 
 def evolution_table(found: xr.Dataset) -> Table:
@@ -24,7 +24,7 @@ def evolution_table(found: xr.Dataset) -> Table:
     """
     own = [name for name in ("output", "loss") if f"target_{name}" in found]
     table = plain_table("epoch", *own, "mean", "std", "max", "like before", "kept")
-    # Names without spaces are folded: else the end of one that is wider than the column would be lost.
+    # Names without spaces are folded: otherwise the end of one wider than the column would be cut off.
     table.add_column(f"{_train(found)}, {found.attrs['order']} first", overflow="fold")
     for at, epoch in enumerate(found["epoch"].values.tolist()):
         one = found.isel(epoch=at)

@@ -1,4 +1,4 @@
-"""Cards of train samples: the entries of every list that the page shows."""
+"""Cards of train samples: entries of every list on the page."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Card:
     value, share : float
         Score or change, and its share, 0 to 1, of the largest magnitude of the list.
     number : str
-        The value as it is written, in the format of all numbers that stand together.
+        The value as written, in the common format of its list.
     label : str or None
-        Class, where it is stored.
+        Class, if it is stored.
     same : bool or None
-        True where it is of the target's class; None where that is not known.
+        True if it has the target's class; None if that is unknown.
     note : str
-        Words below the value.
+        Note below the value.
     predicted : str or None
-        Class that the model says, where it was asked.
+        Class predicted by the model, if it was asked.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Card:
 
 
 def suspect_cards(findings: Findings) -> list[Card]:
-    """Make cards of train samples by their score on themselves."""
+    """Make cards of train samples with their scores on themselves."""
     if findings.suspects is None:
         return []
     form = number_form(findings.suspects["score"].values)
@@ -81,14 +81,14 @@ def listed_cards(
     own: Any = None,
     notes: list[str] | None = None,
 ) -> list[Card]:
-    """Make the cards of a list, whose numbers are its column ``value`` in the format ``form``."""
+    """Make the cards of a list, whose numbers are the column ``value`` in the format ``form``."""
     names, places = listed["train"].values.tolist(), listed["position"].values.tolist()
     values = listed[value].values.astype(float)
     labels = listed["label"].values.tolist() if "label" in listed else [None] * len(names)
     predicted = (
         listed["predicted"].values.tolist() if "predicted" in listed else [None] * len(names)
     )
-    # Bars are relative to their own list; a list of zeros has none.
+    # Bars are relative to the largest value of their own list, which may be 0.
     most = float(np.abs(values).max(initial=0)) or 1.0
     return [
         Card(

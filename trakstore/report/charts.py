@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from trakstore.methods.kernel_report import KernelReport
 
 ACCENT, GRID = "#2f5fa8", "#d5d9de"
-# Looks of lines, by whether their sample helped: those who see no colours tell them apart too.
+# Line styles show whether a sample helped, for people who do not see the colours too.
 _LINES: dict[bool, dict[str, Any]] = {
     True: {"color": HELPED, "marker": "o", "linestyle": "solid"},
     False: {"color": HARMED, "marker": "s", "linestyle": "dashed"},
 }
-_MARKERS = "os^Dv*Xp"  # of kernels, as many as a report has
-_LABEL = 15  # characters of a name at the end of a line
+_MARKERS = "os^Dv*Xp"  # markers of kernels, as many as a report has
+_LABEL = 15  # most characters of a name at the end of a line
 
 
 def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
@@ -49,7 +49,7 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     Raises
     ------
     NotFoundError
-        Variables or targets that ``top`` does not have.
+        When ``top`` lacks variables or the target.
 
     Examples
     --------
@@ -72,8 +72,8 @@ def plot_top(top: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
 def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -> Axes:
     """Draw the train samples of one target over epochs as lines, in standard deviations of its scores.
 
-    Each line has its sample's name at its end. Samples that helped, by the mean of their scores, have
-    whole lines and round marks; those that harmed broken lines and square ones.
+    Each line ends in its sample's name. Samples that helped, by the mean of their scores, have solid
+    lines and round marks; those that harmed, dashed lines and square marks.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
     """
     one = _one_target(found, target, "analysis.trajectories", ("score", "standard", "train"))
     values, helped = one["standard"].values, one["score"].values.mean(axis=0) > 0
-    # Epochs stand evenly, by their place: names may be words, and 1, 2, 5 and 1000 would crowd.
+    # Epochs are evenly spaced, in order: names may be words, and 1, 2, 5 and 1000 would crowd.
     axes, places = _axes(ax), np.arange(len(values))
     axes.plot([0, max(places[-1], 1)], [0, 0], color=INK, linewidth=0.8)
     names = [one_line(name, _LABEL) for name in one["train"].values.tolist()]
@@ -109,7 +109,7 @@ def plot_evolution(found: xr.Dataset, target: int = 0, ax: Axes | None = None) -
 def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | None = None) -> Axes:
     """Draw the eigenvalues of kernels, first to last, both axes logarithmic; dashed, the damping λ.
 
-    Kernels are told apart by the marks on their lines.
+    Kernels differ by the marks on their lines.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
     Raises
     ------
     TrakStoreError
-        No report.
+        When there is no report.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
         shade, values = 0.25 + 0.75 * at / len(several), one.eigenvalues
         values = values[values > 1e-9 * values[0]]  # the rest is rounding noise
         places = np.arange(1, len(values) + 1)
-        # The first mark is elsewhere on each line: lines often lie upon each other.
+        # Marks begin at another point of each line, since lines often lie on each other.
         marked = np.geomspace(min(1 + at, len(values)), len(values), 5).astype(int) - 1
         marks = {
             "marker": _MARKERS[(at - 1) % len(_MARKERS)],
@@ -144,7 +144,7 @@ def plot_spectrum(reports: KernelReport | Sequence[KernelReport], ax: Axes | Non
         }
         axes.loglog(places, values, color=ACCENT, alpha=shade, label=f"epoch {one.epoch}", **marks)
         axes.axhline(one.lam, color=HARMED, alpha=shade, linewidth=0.9, linestyle="--")
-    # An empty line, for the legend alone: each kernel's own λ has no entry of its own.
+    # An empty line for the legend: the λ of the kernels share one entry.
     axes.plot([], [], color=HARMED, linestyle="--", linewidth=0.9, label="λ of each")
     for text in axes.legend(frameon=False).get_texts():
         text.set_parse_math(False)
@@ -177,7 +177,8 @@ def plot_distribution(found: xr.Dataset, target: int | None = 0, ax: Axes | None
     one = _one_target(found, target or 0, "analysis.distribution", names)
     axes = _axes(ax)
     axes.stairs(one[names[0]].values, one[names[1]].values, fill=True, color=ACCENT, alpha=0.85)
-    # Logarithmic counts show the tails, where the samples are that matter; a bin of one is above 0.5.
+    # Logarithmic counts show the tails, with the samples that matter. The axis starts at 0.5, so that a
+    # bin of one is visible.
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.minorticks_off()
@@ -203,24 +204,24 @@ def _one_target(found: xr.Dataset, target: int, source: str, needed: tuple[str, 
 def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax
-    # Only here: a notebook's figures are pyplot's, the report draws on axes of its own.
+    # Imported here: only figures of notebooks are pyplot's, and the report makes its own.
     from matplotlib import pyplot
 
     return pyplot.subplots()[1]
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Write the numbers of a logarithmic axis without TeX, whose exponents are too small to read."""
+    """Write the numbers of a logarithmic axis without TeX, whose exponents are hard to read."""
     axis.set_major_formatter(lambda value, _: plain_number(value))
 
 
 def _name_lines(
     axes: Axes, ends: NDArray[Any], names: Sequence[str], colours: Sequence[str], last: float
 ) -> None:
-    """Write the names of lines to the right of their ends, at the epoch ``last``, and apart."""
+    """Write the names of lines to the right of their ends, at the epoch ``last``, without overlap."""
     width = max(last, 1.0)
     lead = 0.12 * width
-    # The axis goes on behind the last epoch, to make room for the names.
+    # The axis extends beyond the last epoch, to make room for the names.
     axes.set_xlim(-0.05 * width, last + lead + 0.95 * width)
     (low, high), size = axes.get_ylim(), float(axes.xaxis.get_label().get_fontsize())
     height = 1.15 * size / (axes.bbox.height / axes.figure.dpi * 72) * (high - low)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from trakstore.methods.epochs import EpochPair
 from trakstore.passes.rows import Rows, TakenRows
 
-# Times the score of the second that make the first one stand out.
+# Factor by which the first score exceeds the second if the first sample stands out.
 TIMES = 3.0
-# Cosine of gradients from which two samples may be copies: for the model they are nearly one.
+# Cosine of gradients above which two samples may be copies: to the model they are nearly one.
 NEAR_COPY = 0.8
 
 
@@ -27,9 +27,9 @@ class Dominant:
     name : str
         Sample id.
     times : float
-        Its score by that of the second; infinite where no other helps, or harms.
+        Its score over that of the second; infinite if no other sample helps, or harms.
     cosine : float
-        Cosine of the features of the target and the sample at the last epoch; NaN where one is 0.
+        Cosine of the features of the target and the sample at the last epoch; NaN if one is 0.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Dominant:
 
     @property
     def near_copy(self) -> bool:
-        """True where the model takes both for nearly the same."""
+        """True if the model treats both as nearly the same."""
         return self.cosine >= NEAR_COPY
 
 
 def dominants(top: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64]) -> list[Dominant | None]:
-    """Find the first sample of each list that dominates it.
+    """Find, in each list, the first sample if it dominates the list.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def dominants(top: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64]) -> list
             found.append(None)
             continue
         place = int(one["position"].values[0])
-        # One pair of rows at a time: rows that were not projected are as long as the model is large.
+        # One pair of rows at a time: without projection, rows are as long as the model is large.
         cosine = _cosine(_row(target, row), _row(train, place))
         found.append(Dominant(str(one["train"].values[0]), times, cosine))
     return found

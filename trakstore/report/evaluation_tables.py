@@ -95,18 +95,18 @@ def efficiency_table(cells: Sequence[Cell]) -> Table:
 
 
 def check_lines(check: Check) -> Iterator[Text]:
-    """Yield the lines of a check: its message, and below it what to do."""
+    """Yield the lines of a check: its message, and a remedy below it."""
     yield _check_line(check, check.where, _result(check))
     if check.remedy:
         yield Text(f"      {check.remedy}")
 
 
 def passed_lines(checks: Iterable[Check]) -> Iterator[Text]:
-    """Yield checks that passed, one line for all epochs at which a check says the same of a split.
+    """Yield checks that passed; for a check with the same result at several epochs, one line.
 
     Numbers that differ are shown from the smallest to the largest.
     """
-    # Checks say the same where their words are the same, but for the numbers among these.
+    # Results are the same if their words are, apart from the numbers among these.
     alike: dict[tuple[str, ...], list[Check]] = {}
     for check in checks:
         words = ["#" if _is_number(word) else word for word in _result(check).split()]

@@ -8,21 +8,21 @@ from trakstore.errors import TrakStoreError
 
 
 def need_extra(purpose: str, extra: str, *modules: str) -> None:
-    """Refuse at once where a library of an extra is missing.
+    """Raise at once if a library of an extra is missing.
 
     Parameters
     ----------
     purpose : str
-        What needs it, for the message.
+        Feature that needs it, for the message.
     extra : str
-        Name of the extra that holds the libraries.
+        Name of the extra with the libraries.
     *modules : str
-        Names by which the libraries are imported.
+        Names under which the libraries are imported.
 
     Raises
     ------
     TrakStoreError
-        A library is not installed.
+        When a library is not installed.
     """
     for name in modules:
         try:

@@ -1,4 +1,4 @@
-"""Formulas of methods in plain text, as the page's first screen shows them."""
+"""Formulas of methods in plain text, for the page's first screen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trakstore.scores.factored import Scores
 from trakstore.scores.parts import Part
 
-# What is summed up or averaged over epochs, by the name of the method.
+# Term that is summed or averaged over epochs, by the name of the method.
 _SCORES = {
     "trak": "φ(t)ᵀ (K + λI)⁻¹ φ(z)",
     "influence": "g(t)ᵀ (K + λI)⁻¹ g(z)",
@@ -41,7 +41,7 @@ class Formula:
     symbols : tuple of (symbol, meaning)
         Its symbols, in their order.
     temperature : str or None
-        Temperature of the model's probabilities; None for methods that have none.
+        Temperature of the model's probabilities; None for methods without one.
     damping : str or None
         Damping of the kernel; None for methods without one.
     """
@@ -54,7 +54,7 @@ class Formula:
 
 
 def method_formula(scores: Scores, output: str | None, damping: str) -> Formula:
-    """Write the formula of scores, from what they are made of.
+    """Write the formula of scores, with the settings that they were made with.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def method_formula(scores: Scores, output: str | None, damping: str) -> Formula:
     score, temperature = _over_epochs(scores), _temperature(name, weighting)
     at = f" at temperature {temperature}" if temperature not in (None, "none") else ""
     raised = "raised the output" if name == "trak" else "lowered the loss"
-    # What a symbol stands for may have symbols of its own, which come after it.
+    # The meaning of a symbol may use further symbols, which are explained after it.
     meanings = {
         "τ": f"positive where training on z {raised} of t",
         "A": "(K + λI)^(−1/2)",
@@ -90,11 +90,11 @@ def method_formula(scores: Scores, output: str | None, damping: str) -> Formula:
 def _needed(
     score: str, meanings: Mapping[str, str], damping: str | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield the symbols of the score, and those of what they mean."""
+    """Yield the symbols in the score, and in their explanations."""
     text = score
     for symbol, meaning in meanings.items():
         given = symbol == "λ" and damping is not None and damping.startswith("λ")
-        # Latin letters are symbols only where they are no part of a word.
+        # Latin letters are symbols only if they are not part of a word.
         if not given and re.search(rf"(?<![A-Za-z]){symbol}(?![a-z])", text):
             text += f" {meaning}"
             yield symbol, meaning
@@ -113,7 +113,7 @@ def _over_epochs(scores: Scores) -> str:
 
 
 def _kernel(part: Part) -> str:
-    """Write the sum that the K of a part is."""
+    """Write K of a part as a sum."""
     if part.sampled:
         return "Σ g gᵀ over labels drawn from the model, by the number of draws"
     if part.kernel.startswith("logistic"):
@@ -128,7 +128,7 @@ def _scale(output: str | None, weighting: str) -> str:
 
 
 def _temperature(method: str, weighting: str) -> str | None:
-    """Name the temperature of p, which TRAK alone has."""
+    """Write the temperature of p, which only TRAK has."""
     if method != "trak":
         return None
     kind, _, degree = weighting.partition("-")

@@ -15,16 +15,16 @@ from trakstore.report.terminal_tables import plain_table
 from trakstore.report.units import in_powers_of_ten
 
 _NAME = 20  # most cells of a class's name
-_OTHERS = 3  # classes that a line of the summary names on either side
+_OTHERS = 3  # classes that a line of the summary names on each side
 _NO_LIMIT = 1_000_000  # cells
 
 
 class GroupTable:
     """Mean scores of classes of targets with classes of train rows.
 
-    A line for each class of targets with a column for each class of train rows, where that fits; else
-    the other way round; else a line for each class of targets, with its own class, and the classes with
-    the largest and the smallest means. No number is ever cut.
+    If it fits, there is a line for each class of targets and a column for each class of train rows, or
+    the other way round. Otherwise each class of targets has a line with its own class and the classes
+    with the largest and the smallest means. No number is ever cut.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ class GroupTable:
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterable[RenderableType]:
-        """Render as rich asks for it."""
-        # A table says what it would take where nothing limits it.
+        """Render the table, as rich calls it."""
+        # Where nothing limits the width, a table measures what it would take.
         free = options.update_width(_NO_LIMIT)
         for table in (self._whole(), self._transposed()):
             if Measurement.get(console, free, table).maximum <= options.max_width:

@@ -1,4 +1,4 @@
-"""Highlights: what a page shows, in a few sentences for its first screen."""
+"""Highlights: a few sentences on the page's content, for its first screen."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from trakstore.planning import counted
 from trakstore.report.sections import Findings
 from trakstore.report.target_panels import Panel
 
-_NAMED = 4  # targets that a sentence names
+_NAMED = 4  # most targets that a sentence names
 
 
 @dataclass(frozen=True)
 class Highlight:
-    """Sentence about what was found.
+    """Sentence about a finding.
 
     Attributes
     ----------
     about : str
-        What it is about, in a word or two.
+        Subject, in a word or two.
     text : str
         The sentence.
     section : str
         Section of the page that has the details, by its id.
     panels : sequence of Panel
-        Targets that it names.
+        Targets that the sentence names.
     """
 
     about: str
@@ -37,7 +37,7 @@ class Highlight:
 
 
 def highlights(findings: Findings, panels: Sequence[Panel]) -> list[Highlight]:
-    """Choose what is worth a sentence; numbers are of the targets that are shown, unless said."""
+    """Choose findings worth a sentence; numbers are about the shown targets, if not said otherwise."""
     return [
         *_wrong(panels),
         *_own_class(findings),
@@ -69,7 +69,7 @@ def _own_class(findings: Findings) -> Iterator[Highlight]:
 
 def _dominated(findings: Findings, panels: Sequence[Panel]) -> Iterator[Highlight]:
     if findings.proponents.sizes["rank"] < 2:
-        return  # lists of one entry have no next one
+        return  # lists of one entry have no second one
     some = [one for one in panels if one.dominant is not None]
     if not some:
         text = "No target has a train sample with three times the score of the next."

@@ -1,7 +1,7 @@
-"""Charts as SVG within a page: colours follow the page's, and no style attributes.
+"""Charts as SVG within a page: with the page's colours, and without style attributes.
 
-The page's Content-Security-Policy forbids inline styles, which is what matplotlib writes: browsers
-would ignore them. They become presentation attributes, which are allowed.
+The page's Content-Security-Policy forbids inline styles, which matplotlib writes and browsers would
+ignore. They are turned into presentation attributes, which are allowed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trakstore.report.top_images import HARMED, HELPED, INK
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours of a drawing become names of the page's, which has a dark and a light look.
+# Colours of a drawing become names of the page's colours, which has a dark and a light theme.
 COLOURS = {
     INK: "currentColor",
     "#000000": "currentColor",
@@ -38,7 +38,7 @@ _KEPT = (
     "stroke-width",
     "text-anchor",
 )
-# Inches for the labels. To measure them, as a tight layout does, takes twice the time of drawing.
+# Inches for the labels. Measuring them, as a tight layout does, would double the time of drawing.
 _MARGINS = (0.85, 0.52)
 _PAINT = ("fill", "stroke")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)px")
@@ -55,12 +55,12 @@ def inline_svg(
     draw : callable
         Function of the axes to draw on.
     label : str
-        Words for those who do not see the drawing.
+        Description for people who do not see the drawing.
     name : str
         Prefix of the ids within, unique on the page.
     size : (width, height)
-        Inches of 72 px; the page may scale it. Its letters are 11 px high, which are still read on a
-        telephone where the drawing is no wider than 4.6 inches.
+        Inches of 72 px; the page may scale it. Letters are 11 px high, readable on a telephone if the
+        drawing is at most 4.6 inches wide.
     """
     root = ElementTree.fromstring(_drawn(draw, size))
     for parent in list(root.iter()):
@@ -69,13 +69,14 @@ def inline_svg(
                 parent.remove(child)
     for element in root.iter():
         _clean(element, name)
-    # Without a size of its own the page's style scales it; a label is read out instead of its shapes.
+    # Without a size of its own, the page's style scales it. The label is read aloud in place of the
+    # shapes.
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
     return ElementTree.tostring(root, encoding="unicode")
 
 
 def untitled(axes: Axes) -> None:
-    """Remove the title of a chart, which the page says itself."""
+    """Remove the title of a chart, since the page has it as text."""
     axes.set_title("", loc="left")
 
 
@@ -83,7 +84,8 @@ def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Text stays text, to be read and searched; without salt and date the same chart has the same bytes.
+    # Text stays text, which can be read and searched. Without salt and date, the same chart has the
+    # same bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.size": 11}):
         figure = Figure(figsize=size)
         left, bottom = _MARGINS[0] / size[0], _MARGINS[1] / size[1]
@@ -94,10 +96,10 @@ def _drawn(draw: Callable[[Axes], object], size: tuple[float, float]) -> str:
 
 
 def _clean(element: ElementTree.Element, name: str) -> None:
-    """Remove namespaces, matplotlib's classes and styles; make ids unique to this drawing.
+    """Remove namespaces, and matplotlib's classes and styles; make ids unique to this drawing.
 
-    Every drawing has the same ids (clip paths and markers), and a page has many: a reference would find
-    the first one's.
+    All drawings have the same ids (clip paths and markers): on a page with many, a reference would find
+    the first drawing's.
     """
     element.tag, element.tail = element.tag.rpartition("}")[2], None
     element.text = (element.text or "").strip() or None
@@ -115,7 +117,7 @@ def _clean(element: ElementTree.Element, name: str) -> None:
 
 
 def _declarations(style: str) -> dict[str, str]:
-    """Read a style as presentation attributes; fonts are the page's, their sizes the drawing's."""
+    """Turn a style into presentation attributes; fonts are the page's, their sizes the drawing's."""
     attributes = {}
     for declaration in filter(None, map(str.strip, style.split(";"))):
         key, _, value = (part.strip() for part in declaration.partition(":"))

@@ -15,14 +15,14 @@ from trakstore.passes.rows import TakenRows
 def with_labels(
     found: xr.Dataset, pair: EpochPair, rows: NDArray[np.int64] | None = None
 ) -> xr.Dataset:
-    """Add ``label`` to a dataset: of the train samples at its ``position``.
+    """Add ``label`` to a dataset, for the train samples at its ``position``.
 
     Parameters
     ----------
     found : Dataset
         Result of a query.
     pair : EpochPair
-        Splits that have the labels; where one that is needed has none, ``found`` stays as it is.
+        Splits that have the labels; if a needed one has none, ``found`` is unchanged.
     rows : ndarray of int64, optional
         Rows of the targets of ``found``, which then get ``target_label`` too.
     """
@@ -43,7 +43,7 @@ def with_labels(
 def with_outputs(
     found: xr.Dataset, pairs: Sequence[EpochPair], rows: NDArray[np.int64], *, mean: bool = False
 ) -> xr.Dataset:
-    """Add ``target_output`` and ``target_loss``, dims ``(epoch, target)``, where any epoch has them.
+    """Add ``target_output`` and ``target_loss``, dims ``(epoch, target)``, if any epoch has them.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def with_outputs(
     rows : ndarray of int64
         Rows of the targets.
     mean : bool
-        Whether ``found`` has one target, the mean of these.
+        Whether ``found`` has one target, the mean of the given rows.
     """
     targets = {pair.epoch: pair.target for pair in pairs}
     each = [targets[epoch] for epoch in found["epoch"].values.tolist()]
@@ -69,7 +69,7 @@ def with_outputs(
 
 
 def _column_or_nan(split: UnmaskedSplit, name: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Read some rows of a column of numbers; NaN where this epoch was written without it."""
+    """Read some rows of a column of numbers; NaN if this epoch lacks the column."""
     if name not in split.stored.columns:
         return np.full(len(rows), np.nan)
     return TakenRows(split.column(name), rows).read(0, len(rows)).astype(np.float64)

@@ -29,16 +29,16 @@ from trakstore.report.template import (
 )
 from trakstore.report.units import colour_level, in_powers_of_ten
 
-# Bytes of a page: what browsers on a telephone still open.
+# Most bytes of a page that browsers on a telephone still open.
 MOST_BYTES = 2**25
-# Most lines of the tables about the store; the last ones are shown.
+# Most lines of the tables about the store; the last ones are kept.
 MOST_SPLITS, MOST_RUNS = 100, 50
 
 
 def render_page(findings: Findings) -> str:
     """Render the whole page.
 
-    All text is escaped: ids, labels, names of files and samples are somebody else's, and a page is sent
+    All text is escaped: ids, labels, names of files and samples come from others, and a page is passed
     on. A Content-Security-Policy allows only the page's own style and script, by their hashes, and
     images embedded in the page; nothing is loaded, nothing can be sent.
 
@@ -50,13 +50,13 @@ def render_page(findings: Findings) -> str:
     Raises
     ------
     TrakStoreError
-        A page of more than 32 MB.
+        When the page has more than 32 MB.
     """
     from markupsafe import Markup
 
     style, script = page_style(), page_script(packaged_text("page.js"))
     levels, unit = ([], "") if findings.classes is None else _levels(findings.classes)
-    # A page is sent on: paths of the machine that made it are no business of its readers.
+    # A page is passed on: its readers need not know paths of the machine that made it.
     local = partial(without_folders, known=str(findings.store.location))
     shown = panels(findings)
     page = (

@@ -1,4 +1,4 @@
-"""A sample as a page can show it: a small image, a text, or the cells of a table row."""
+"""A sample in the form that a page shows: a small image, a text, or the cells of a table row."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trakstore.report.text_parts import ScoredPart, TextPart, excerpt, preview, 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SIDE, FIGURE_SIDE = 128, 360  # pixels of the longer side of an image, of a drawn figure
+SIDE, FIGURE_SIDE = 128, 360  # pixels of the longer side of an image, and of a drawn figure
 _LOSSLESS = 64 * 64  # images of more pixels become JPEG
-LETTERS = 10_000  # of a text, where a page has room for that
+LETTERS = 10_000  # most characters of a text, where a page has room for it
 _STRONGEST = 3
 _CELLS, _CELL_LETTERS = 12, 60
 _CHANNELS = (1, 3, 4)
@@ -28,21 +28,20 @@ _CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Shown:
-    """Sample as it is shown: one of these, the others empty; an image may have a text beside it.
+    """Sample as it is shown, in one of these forms; an image may also have a text.
 
     Attributes
     ----------
     image : str
         A ``data:`` URL, ``width`` by ``height`` pixels.
     parts : tuple of TextPart
-        A text, not escaped.
+        Text, not escaped.
     characters : int
-        Length of the text, of which ``parts`` may be an excerpt.
+        Length of the whole text, of which ``parts`` may be an excerpt.
     cells : tuple of (name, value)
         Columns of a table row.
     strongest : tuple of ScoredPart
-        Tokens with the largest scores by magnitude, three at most, of the whole text; none without
-        scores.
+        Up to three tokens of the whole text with the largest scores by magnitude; none without scores.
     """
 
     image: str = ""
@@ -60,20 +59,20 @@ class Shown:
 
     @property
     def preview(self) -> tuple[TextPart, ...]:
-        """Parts of a long text that are shown at first; none of a text that is shown whole."""
+        """First parts of a long text, shown until it is opened; empty for a short text."""
         return preview(self.parts)
 
     @property
     def brief(self) -> str:
-        """First words of it; empty for an image."""
+        """First words; empty for an image."""
         words = "".join(part.text for part in self.parts if part.kind != "special")
         words = words or ", ".join(f"{name} {value}" for name, value in self.cells)
         return _cut(" ".join(words.split()), 60)
 
 
 def shown_text(parts: Iterable[TextPart], letters: int = LETTERS) -> Shown:
-    """Make a text of at most so many characters ready to be shown; its lines stay lines."""
-    # Line breaks of other systems would be spelled out as the controls that they are.
+    """Prepare a text of limited length to be shown; its lines are kept."""
+    # Line breaks of other systems would otherwise be written out as control characters.
     lines = tuple(replace(one, text=one.text.replace("\r\n", "\n")) for one in parts)
     return Shown(
         parts=excerpt(lines, letters),
@@ -94,10 +93,10 @@ def show_sample(sample: Any, letters: int = LETTERS) -> Shown:
     Parameters
     ----------
     sample : object
-        A string; a PIL image; a matplotlib figure; an array or tensor of shape (height, width),
-        with channels first or last, which is an image, or of one dimension, which is a table row; a
-        mapping, a table row, or the texts beside its ``input_ids``; a tuple or list such as
-        (input, label), of which the first is shown; what is ready to be shown.
+        A string; a PIL image; a matplotlib figure; an array or tensor of shape (height, width), with
+        channels first or last (an image), or of one dimension (a table row); a mapping (a table row, or
+        the texts beside its ``input_ids``); a tuple or list such as (input, label), whose first entry
+        is shown; or a :class:`Shown`.
     letters : int
         Most characters of a text; a longer one becomes an excerpt.
 
@@ -108,7 +107,7 @@ def show_sample(sample: Any, letters: int = LETTERS) -> Shown:
     >>> show_sample(("a text", 3)).text
     'a text'
     """
-    # (input, label) and the like show their input; a list of numbers is a row of its own.
+    # Of (input, label) and the like the input is shown. A list of numbers is a row itself.
     if isinstance(sample, tuple | list) and sample and not _is_number(sample[0]):
         return show_sample(sample[0], letters)
     if isinstance(sample, Shown):
@@ -118,7 +117,8 @@ def show_sample(sample: Any, letters: int = LETTERS) -> Shown:
     if isinstance(sample, Mapping):
         cells = [(_cut(str(key), 30), _brief(value)) for key, value in sample.items()]
         return Shown(cells=tuple(cells[:_CELLS]))
-    # By their methods: a page of texts need not import matplotlib or Pillow for this.
+    # Kinds are recognised by their methods, so that a page of texts imports neither matplotlib nor
+    # Pillow.
     if hasattr(sample, "savefig"):
         return _figure(sample)
     if hasattr(sample, "getbands"):
@@ -134,7 +134,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _array(sample: Any) -> NDArray[Any] | None:
-    """Return the sample as an array of numbers, where it is one."""
+    """Return the sample as an array of numbers, if it is one."""
     if hasattr(sample, "detach"):
         sample = sample.detach().cpu()
     if not hasattr(sample, "__array__") and not isinstance(sample, tuple | list):
@@ -147,7 +147,7 @@ def _of_array(array: NDArray[Any]) -> Shown:
     if not array.size:
         return shown_text([TextPart(f"array of shape {array.shape}")])
     array = array.squeeze() if array.ndim > 2 else array
-    # Channels are first, as torch has them, unless what is last can be channels.
+    # Channels are first, as in torch, unless only the last dimension can be channels.
     if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _CHANNELS):
@@ -162,7 +162,7 @@ def _of_array(array: NDArray[Any]) -> Shown:
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale values to 0..255: bytes as they are, 0 to 1 stretched, else from smallest to largest."""
+    """Scale values to 0..255: bytes are kept, 0 to 1 is stretched, others span their own range."""
     if array.dtype == np.uint8:
         return array
     values = np.nan_to_num(array.astype(np.float64), posinf=0.0, neginf=0.0)
@@ -185,7 +185,7 @@ def _figure(figure: Any) -> Shown:
 
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=FIGURE_SIDE / max(figure.get_size_inches()))
-    # pyplot keeps every figure that it made, and warns of too many; it is not imported for this.
+    # pyplot keeps every figure that it made, and warns of too many. It is not imported for this.
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close(figure)

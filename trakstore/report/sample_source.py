@@ -1,4 +1,4 @@
-"""Sources of the samples that a report shows: a job's data sets, or a user's function."""
+"""Sources of the samples on a page: a job's data sets, or a user's function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it needs torch
 
 
 class StoredSample(NamedTuple):
-    """Place of a sample: all that a render function gets where there is no job."""
+    """Place of a sample, which a render function is given without a job."""
 
     split: str
     id: int | str
@@ -40,19 +40,19 @@ Render: TypeAlias = Callable[[Any], Any]
 
 @dataclass
 class SampleSource:
-    """Source of samples as a page shows them; each is read once, however many lists it is in.
+    """Source of samples as a page shows them; each is read once, however many lists have it.
 
     Attributes
     ----------
     read : callable
         Function of a :class:`StoredSample` that returns an object to show; None for its id alone.
     predict : callable
-        Function of an epoch, a split and rows that returns the classes that the model predicts; None
-        where there is no model, or it has no classes.
+        Function that returns the classes predicted for an epoch, a split and rows; None if there is no
+        model, or it has no classes.
     known : dict
-        Samples that were shown, by split and row.
+        Samples that were shown before, by split and row.
     token_ids : bool
-        True once a sample was token ids, which say nothing to people.
+        True once a sample was token ids, which people cannot read.
     letters : int
         Most characters of a text.
     """
@@ -64,7 +64,7 @@ class SampleSource:
     letters: int = LETTERS
 
     def __call__(self, split: str, row: int, sample_id: Any) -> Shown | None:
-        # A sample is in many lists, and may be a file that is decoded for each look.
+        # A sample may be in many lists, and may be a file that is decoded whenever it is read.
         key = (split, row)
         if key not in self.known:
             sample = self.read(StoredSample(split, sample_id, row))
@@ -74,13 +74,13 @@ class SampleSource:
 
     @property
     def tells_prompts(self) -> bool:
-        """True once a text was shown in which prompt and learned tokens are told apart."""
+        """True once a text was shown that has both prompt and learned tokens."""
         parts = (part for one in self.known.values() if one is not None for part in one.parts)
         return any(part.kind == "learned" for part in parts)
 
 
 def _has_token_ids(sample: Any) -> bool:
-    """True for a mapping with token ids and no text, or a row of integers; alone or as an input."""
+    """True for a mapping with token ids and no text, or a row of integers, alone or as the input."""
     if isinstance(sample, tuple | list) and sample and hasattr(sample[0], "__array__"):
         sample = sample[0]
     if isinstance(sample, Mapping):
@@ -99,11 +99,11 @@ def sample_source(
     Parameters
     ----------
     job : Job or str, optional
-        The job whose data sets hold them, or its name.
+        Job whose data sets hold the samples, or its name.
     render : callable, tokenizer or str, optional
-        A function that gives a text, an image or a figure of a sample of the data set, or, without a
-        job, of a :class:`StoredSample`; a tokenizer, which decodes token ids; or the name of either. By
-        default the tokenizer of the job's collator, if it has one.
+        Function that returns a text, an image or a figure for a sample of the data set or, without a
+        job, for a :class:`StoredSample`; or a tokenizer, which decodes token ids; or the name of
+        either. By default the tokenizer of the job's collator, if it has one.
     splits : sequence of Split
         Splits whose samples are shown, at one epoch.
     letters : int
@@ -112,9 +112,9 @@ def sample_source(
     Raises
     ------
     NotFoundError
-        A name that is not there, a data set that the job does not have.
+        When a name does not exist, or the job lacks a data set.
     SpecMismatchError
-        The job's data set is not the one that the features were made from.
+        When the job's data set is not the one from which the features were made.
     """
     draw = None if render is None else _checked(render, letters)
     if job is None:
@@ -144,9 +144,9 @@ def sample_source(
 
 
 def tokenizer_of(job: Job, render: Render | str | None) -> Any:
-    """Return the tokenizer that ``render`` is or names; without ``render`` that of the job's collator.
+    """Return the tokenizer that ``render`` is or names, by default that of the job's collator.
 
-    None where there is none, or ``render`` is a function: what it does not show stays hidden.
+    Return None if there is none, or ``render`` is a function: whatever it does not show stays hidden.
     """
     given = load_named(render, "render") if isinstance(render, str) else render
     own = getattr(job.collate, "tokenizer", None) if given is None else given
@@ -154,7 +154,7 @@ def tokenizer_of(job: Job, render: Render | str | None) -> Any:
 
 
 def hides_tokens(render: Render | str | None) -> bool:
-    """Tell whether a function decides on what is shown of a sample, so that its tokens are not shown.
+    """Tell whether a function decides what is shown of a sample, so that its tokens are hidden.
 
     Examples
     --------
@@ -202,7 +202,7 @@ def _checked(render: Any, letters: int) -> Render:
 
 
 def _text_of_tokens(tokenizer: Any, letters: int, sample: Any) -> Shown:
-    """Decode a sample's tokens; a sample that has none is shown as it is."""
+    """Decode a sample's tokens; a sample without tokens is returned as it is."""
     if isinstance(sample, StoredSample):
         raise TrakStoreError(
             "a tokenizer decodes the samples of a job: name that too (job=, --job)"
@@ -219,7 +219,7 @@ def _can_be_shown(made: Any) -> bool:
 
 
 def _check_dataset(datasets: Any, own_ids: Mapping[str, Any], split: Split, job: str) -> None:
-    """Refuse a data set with other samples than the features are of."""
+    """Refuse a data set whose samples are not those of the features."""
     from trakstore.features.fingerprint import dataset_fingerprint, dataset_rows
 
     of_tokens = is_of_tokens(split.name)
@@ -227,7 +227,7 @@ def _check_dataset(datasets: Any, own_ids: Mapping[str, Any], split: Split, job:
     if own not in datasets:
         raise NotFoundError(f"{job} has no data set {own!r}{did_you_mean(own, datasets)}")
     dataset, remedy = datasets[own], "name the job that was featurized"
-    # The number first: to hash data reads some of them.
+    # The number is compared first: hashing reads some of the samples.
     rows = dataset_rows(dataset)
     if rows != split.rows and not of_tokens:
         raise SpecMismatchError(
@@ -235,7 +235,7 @@ def _check_dataset(datasets: Any, own_ids: Mapping[str, Any], split: Split, job:
         )
     stored = split.spec.dataset
     if of_tokens:
-        # What is behind it is of the tokens; ids of rows are not those of samples.
+        # What follows the hash concerns tokens, and ids of rows are not those of samples.
         stored = None if stored is None else stored.partition("#")[0]
         ids = sample_ids(own_ids.get(own), rows)
     else:

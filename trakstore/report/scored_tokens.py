@@ -1,4 +1,4 @@
-"""Tokens of a train sample that was found, each with its part of the sample's score."""
+"""Tokens of a listed train sample, each with its part of the sample's score."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # it needs torch
 
 __all__ = ["ScoredTokens", "scored_tokens"]
 
-# Most that a sum of scores in float32 is off by, as a share of their magnitudes.
+# Largest error of a sum of float32 scores, as a share of the sum of their magnitudes.
 _SUMS_APART = 1e-3
 _OTHERS = "the job gives another sample, or other tokens, than were featurized"
-_IGNORED = -100  # the label of tokens that have no loss, as transformers has it
+_IGNORED = -100  # label of tokens without a loss, as in transformers
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class ScoredTokens:
     Attributes
     ----------
     parts : tuple of TextPart
-        The sample's text; each token that counts is a part of its own with its score. Where the text
-        is hidden, tokens that have a score alone, by their numbers.
+        The sample's text; each token that counts is a part of its own with its score. If the text is
+        hidden, only tokens with a score, named by their numbers.
     hidden : bool
-        True where the text is not for who asks.
+        True if the caller may not see the text.
     """
 
     parts: tuple[TextPart, ...]
@@ -55,9 +55,9 @@ class ScoredTokens:
         return tuple(one for one in self.parts if isinstance(one, ScoredPart))
 
     def shown(self, before: Shown | None = None, letters: int = LETTERS) -> Shown:
-        """Return the text as a page shows it, beside the image of what was shown before.
+        """Return the text as a page shows it, with the image that was shown before.
 
-        Where the text is hidden, that stays, with the tokens that have the largest scores.
+        If the text is hidden, the earlier content stays, with the tokens of largest score.
         """
         before = before or Shown()
         if self.hidden:
@@ -66,7 +66,7 @@ class ScoredTokens:
         return replace(made, image=before.image, width=before.width, height=before.height)
 
     def without_text(self) -> ScoredTokens:
-        """Return the same scores of tokens that are told by their numbers alone."""
+        """Return the same scores with tokens named by their numbers alone."""
         named = (
             replace(one, text=f"token {', '.join(map(str, one.tokens))}", kind="plain")
             for one in self.scored
@@ -74,7 +74,7 @@ class ScoredTokens:
         return ScoredTokens(tuple(named), hidden=True)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return what JSON can hold: each token's places, its text unless it is hidden, and score."""
+        """Return a list for JSON: positions, text unless it is hidden, and score of each token."""
         return [
             {"tokens": list(one.tokens)}
             | ({} if self.hidden else {"text": one.text})
@@ -84,7 +84,7 @@ class ScoredTokens:
 
 
 class _Numbers:
-    """Tokens as their numbers, where nothing turns them into text."""
+    """Tokens as their numbers, where no tokenizer turns them into text."""
 
     all_special_ids: Sequence[int] = ()
 
@@ -100,9 +100,9 @@ def scored_tokens(
     tokenizer: Any = None,
     go_on: Callable[[], None] = lambda: None,
 ) -> ScoredTokens:
-    """Compute the parts that the tokens of a train sample have in its score with one target.
+    """Compute the parts that a train sample's tokens contribute to its score with one target.
 
-    The tokens' features are computed anew, at all epochs of the scores, each by a pass of its own over
+    The tokens' features are computed now, at all epochs of the scores, each by a pass of its own over
     the sample; they are scored by the same kernel, with the sample's Q.
 
     Parameters
@@ -112,28 +112,28 @@ def scored_tokens(
     scores : Scores
         Scores of one target, shape (1, n).
     column : int
-        Place of the sample among the train rows.
+        Position of the sample among the train rows.
     sample : object
-        The sample as the job's data set gives it.
+        The sample in the form of the job's data set.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
-        What decodes tokens; without it they are shown as numbers.
+        Tokenizer that decodes tokens; without it they are shown as numbers.
     go_on : callable
-        Called between passes: it raises where nobody waits for the answer any more.
+        Called between passes; it raises when nobody waits for the answer any more.
 
     Raises
     ------
     TrakStoreError
-        The job's output is not made of tokens, or the scores are no sums over them.
+        When the job's output is not made of tokens, or the scores are not sums over them.
     SpecMismatchError
-        The tokens' rows do not add up to the stored one, or their scores to the sample's, by more than
-        the store's precision explains: the store has the features of another sample.
+        When the tokens' rows do not add up to the stored one, or their scores to the sample's, within
+        the store's precision: the store then has features of another sample.
     """
     own = models.tokens(sample, scores.epochs[0])
     if not len(own.numbers):
         raise TrakStoreError("the sample has no token that counts, whose score could be shown")
     values = np.zeros(len(own.numbers), dtype=np.float32)
     spec, most = models.spec, rounding_of(models.spec)
-    # Rows of one epoch are let go of before those of the next are there: they may be many.
+    # The rows of one epoch are dropped before those of the next are made: they may be many.
     for epoch, parts in models.token_rows(sample, len(own.numbers), scores.epochs, go_on):
         apart = parts_apart(scores, column, epoch, parts, eight_bits=spec.dtype == EIGHT_BITS)
         if not apart < most:
@@ -142,7 +142,7 @@ def scored_tokens(
                 f"{apart:.2g}; the store's precision explains {most:g}): {_OTHERS}"
             )
         values += of_row_parts(scores, column, epoch, parts)[0]
-    # Where rows are rounded, a score may be as small as what that changes of it.
+    # If rows are rounded, a small score may be smaller than the error of rounding.
     if not is_rounded(spec):
         _need_sum(values, float(np.asarray(scores.isel(train=column)).item()))
     return ScoredTokens(_parts(own, tokenizer or _Numbers(), values.astype(float).tolist()))
@@ -159,10 +159,10 @@ def _need_sum(values: NDArray[np.float32], score: float) -> None:
 
 
 def _parts(own: ReadTokens, tokenizer: Any, values: Sequence[float]) -> tuple[TextPart, ...]:
-    """Return the text of a sample, whose tokens that count have these scores, in their order."""
+    """Return the text of a sample whose counting tokens have these scores, in their order."""
     read, scores = own.read, dict(zip(own.positions.tolist(), values, strict=True))
     parts = token_parts(read, tokenizer, scores)
-    # What is read may be sound or images: the text is then in the labels alone.
+    # The input may be sound or images: then only the labels are text.
     if parts is None and isinstance(read, Mapping) and "labels" in read:
         labels = np.asarray(read["labels"])
         alone = {"input_ids": labels, "attention_mask": (labels != _IGNORED).astype(np.int64)}
@@ -175,12 +175,13 @@ def _parts(own: ReadTokens, tokenizer: Any, values: Sequence[float]) -> tuple[Te
 
 
 def _numbered(parts: Sequence[TextPart], own: ReadTokens) -> tuple[TextPart, ...]:
-    """Name tokens by their numbers instead of their positions, which padding may move.
+    """Name tokens by their numbers instead of their positions, which depend on padding.
 
     Raises
     ------
     TrakStoreError
-        The text lacks a token that has a score: what is shown would not add up to the sample's.
+        When the text lacks a token with a score: the shown parts would not add up to the sample's
+        score.
     """
     numbers = dict(zip(own.positions.tolist(), own.numbers.tolist(), strict=True))
     shown = [at for one in parts if isinstance(one, ScoredPart) for at in one.tokens]

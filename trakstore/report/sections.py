@@ -1,4 +1,4 @@
-"""Sections of a report and their findings: every number is computed by analysis, methods and scores."""
+"""Sections of a report and their content: all numbers come from analysis, methods and scores."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Sections of the page, in the order of page.html, as its navigation names them.
 SECTIONS = ("Targets", "Transition", "Classes", "Suspects", "Scores", "Kernels", "Store")
-KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5  # the most that a page shows of each
+KERNELS, CLASSES, SUSPECTS, PATHS = 8, 20, 24, 5  # the most of each that a page shows
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Mean scores between classes, and how much of the shown targets' scores is from their own.
+    """Mean scores between classes, and the share of the targets' scores from their own class.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Classes:
         Names of the classes.
     means : ndarray of float64, shape (targets, train)
     share, base : float
-        Share of positive score from the own class, and of train samples that are of that class.
+        Share of positive score from the own class, and share of train samples that are in that class.
     """
 
     targets: Sequence[object]
@@ -64,9 +64,10 @@ class Classes:
 
 @dataclass
 class Findings:
-    """Findings of one page, computed when they are made.
+    """Content of one page, computed when it is made.
 
-    Sections that a store has no columns or epochs for are None, or empty, and named in ``left_out``.
+    A section for which the store lacks columns or epochs is None or empty, and is named in
+    ``left_out``.
 
     Attributes
     ----------
@@ -83,7 +84,7 @@ class Findings:
     ends : (before, after) or None
         Epochs of the transition.
     null : sequence of (epoch, epoch)
-        Pairs of epochs between which nothing happened.
+        Pairs of epochs between which nothing changed.
     damping : Damping
         Damping of the kernels.
     memory_limit : int, str or None
@@ -91,36 +92,37 @@ class Findings:
     show : SampleSource
         Source of the samples that the page shows.
     asked : mapping of str to str
-        Epochs, damping and choice of targets, for people.
+        Epochs, damping and choice of targets, in words.
     provenance : mapping of str to str
-        Sources of the samples, for people.
+        Sources of the samples, in words.
     sampled : SampledKernel, optional
-        Rows of the kernels, where they are not the train rows.
+        Rows of the kernels, if they are not the train rows.
     tokens : TokenLists, optional
-        What shades the texts of the first entries of each list by the scores of their tokens.
+        Shading of the texts of each list's first entries by the scores of their tokens.
     left_out : dict of str to str
-        Name of a section that is not there, and why.
+        Names of missing sections, with the reason.
     contents : StoreContents
         Contents of the store.
     targets, train : str
         Names of the splits.
     stored_rows : ndarray of int64, shape (m,)
-        The targets as rows of the stored split.
+        Rows of the targets in the stored split.
     proponents, opponents : Dataset
         From ``top_k``, largest and smallest first, with ``label`` and ``target_label`` where known.
     spread : Dataset
         From ``analysis.distribution``.
     paths : Dataset or None
-        From ``analysis.trajectories``: the first of each list, one list after the other.
+        From ``analysis.trajectories``: the first samples of each list, list by list.
     ranks : Dataset or None
-        From ``analysis.evolution``: how far each epoch's proponents are those of the epoch before;
-        with the targets' own ``target_output`` and ``target_loss``, where the store has them.
+        From ``analysis.evolution``: agreement of each epoch's proponents with those of the epoch
+        before, and the targets' own ``target_output`` and ``target_loss``, if stored.
     dominant, dominant_opponent : list of Dominant or None
-        For each target, the first of its list where that dominates the list.
+        For each target, the first entry of its list if it dominates the list.
     measured : mapping of str to array, shape (m,)
-        Stored columns of the targets at the last epoch, such as their loss; the output by its name.
+        Stored columns of the targets at the last epoch, such as their loss; the output under its own
+        name.
     predicted : array of int64, shape (m,), or None
-        Classes that the model of the last epoch predicts.
+        Classes predicted by the model of the last epoch.
     kernels : list of KernelReport
         Kernels of some epochs.
     transition : (before, after, Transition) or None
@@ -128,8 +130,8 @@ class Findings:
     classes : Classes or None
         Mean scores between classes.
     suspects : Dataset or None
-        Dimension ``rank``: ``train`` (ids), ``position``, ``score`` (on itself), maybe ``label``
-        and ``predicted``, the class that the model of the last epoch says.
+        Dimension ``rank``: ``train`` (ids), ``position``, ``score`` (on itself) and, if known,
+        ``label`` and ``predicted``, the class predicted by the model of the last epoch.
     made : str
         Time and version of the program.
     """
@@ -157,7 +159,7 @@ class Findings:
         last, split = self.pairs[-1], self.pairs[-1].target
         self.contents = StoreContents.of(self.store)
         self.targets, self.train = split.stored.name, last.train.stored.name
-        # Scores leave masked rows out, samples are found by the rows of the stored split.
+        # Scores leave masked rows out, but samples are found by their row in the stored split.
         self.stored_rows = _taken(split.positions, self.rows)
         begin_step(f"report: lists of {len(self.rows)} targets")
         ups = top_k(chosen, self.k, order="largest", memory_limit=limit)
@@ -181,12 +183,12 @@ class Findings:
         self.made = f"made by trakstore {trakstore.__version__}, {now()}"
 
     def _section(self, name: str, compute: Callable[[], T]) -> T | None:
-        """Compute a section that this store may not have; the page says why it is not there."""
+        """Compute a section that this store may lack; the page says why it is missing."""
         begin_step(f"report: {name.lower()}")
         try:
             return compute()
         except TrakStoreError as error:
-            # A fault of trakstore is another error, and ends the report.
+            # Only the user's errors are caught: any other ends the report.
             self.left_out[name] = str(error)
             return None
 
@@ -209,7 +211,7 @@ class Findings:
 
     @property
     def column_names(self) -> dict[str, str]:
-        """Names that the page has for columns of a target: the output is named by what it is."""
+        """Names of a target's columns on the page: the output has the name of its kind."""
         output = self.store.spec.output
         return {"output": "output" if output is None else f"output ({output.name})", "loss": "loss"}
 
@@ -219,7 +221,7 @@ class Findings:
         return {name: _taken(split.column(stored), self.rows) for stored, name in there.items()}
 
     def _kernels(self) -> list[KernelReport]:
-        # The damped kernels of the scores: rows are weighted as the method weights them.
+        # The damped kernels of the scores, whose rows have the weights of the method.
         some = evenly_spaced(len(self.pairs), KERNELS)
         splits, damping = [self.pairs[at].train.stored for at in some], self.damping
         if self.sampled is not None:
@@ -273,7 +275,7 @@ class Findings:
         first = scores[np.argsort(-scores.values, kind="stable")[:SUSPECTS]]
         columns = {"score": first, "train": first["train_id"], "position": first["position"]}
         listed = xr.Dataset({name: ("rank", one.values) for name, one in columns.items()})
-        # Where the model cannot be asked about the targets, the page says so once.
+        # If the model cannot predict the targets, the page says so once.
         if self.predicted is not None:
             rows = listed["position"].values.astype(np.int64)
             predicted = self.show.predict(self.pairs[-1].epoch, split.name, rows)

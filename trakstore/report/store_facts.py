@@ -1,4 +1,4 @@
-"""Facts about a store, in words: what is in it, where that came from, and what can be used."""
+"""Facts about a store, in words: its content, its origin, and the epochs that can be used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trakstore.storage.split import Split, SplitStatus
 from trakstore.storage.store import FeatureStore
 from trakstore.storage.tables.runs import Run, planned_runs
 
-_NAMED = 3  # splits that a line names
+_NAMED = 3  # most splits that a line names
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class StoreContents:
     splits : sequence of (Split, SplitStatus)
         Each split with its status.
     planned : sequence of Run
-        Record of the run that was to write it, for each split that is planned and not begun.
+        For each split that is planned and not begun, the record of the run that was to write it.
     runs : sequence of Run
-        Records of the runs that wrote the splits above.
+        Records of the runs that wrote the splits.
     """
 
     store: FeatureStore
@@ -54,13 +54,13 @@ class StoreContents:
 
     @property
     def complete(self) -> bool:
-        """True where every split is whole, and none is still to come."""
+        """True if every split is complete, and none is still planned."""
         return bool(self.splits) and all(s.complete for s in self.status) and not self.planned
 
     @property
     def usable_epochs(self) -> list[Epoch]:
-        """Epochs at which every split of the store, planned ones counted, is there and whole."""
-        # Planned splits count: without them a half-written epoch would look whole.
+        """Epochs at which every split of the store, planned ones included, exists and is complete."""
+        # Planned splits count, since without them a half-written epoch would look complete.
         whole = {(one.epoch, one.split) for one in self.status if one.complete}
         names = {one.split for one in self.status} | {one.split for one in self.planned}
         return [e for e in self.store.epochs if names and all((e, name) in whole for name in names)]
@@ -86,12 +86,12 @@ def store_facts(contents: StoreContents) -> dict[str, str]:
 
 
 def _origin(contents: StoreContents) -> dict[str, str]:
-    """Describe what the features were made from, and by which run; hashes are cut short."""
+    """Describe the sources of the features, and the run; hashes are shortened."""
     facts, splits = {}, [split for split, _ in contents.splits]
     datasets = {s.name: s.spec.dataset.partition(":")[2][:12] for s in splits if s.spec.dataset}
     if datasets:
         facts["data sets"] = ", ".join(f"{name} {short}" for name, short in datasets.items())
-    # Bad rows, which were skipped when written, are masked too: the count of masked rows has them.
+    # Bad rows that were skipped when written are masked too, and counted among masked rows.
     masked = sum(len(split.masked) for split in splits)
     if masked:
         facts["masked"] = f"{masked:,} rows are left out"
@@ -142,7 +142,7 @@ def _columns(splits: list[Split]) -> str:
 
 
 def store_verdict(contents: StoreContents) -> list[str]:
-    """Write which epochs can be used, then whether all of the store can, or what to do."""
+    """Write which epochs can be used, then whether the whole store can, or the remedy."""
     status, planned = contents.status, contents.planned
     where = shlex.quote(str(contents.store.location))
     if not status:
@@ -174,10 +174,10 @@ def _next_command(contents: StoreContents) -> str:
     """Write the command that computes what is missing."""
     missing = {(one.epoch, one.split) for one in contents.status if not one.complete}
     missing |= {(run.epoch, run.split) for run in contents.planned}
-    # Only a job that is recorded as file.py:name can be given to the command.
+    # The command takes only a job that was recorded as file.py:name.
     named = [run for run in (*contents.runs, *contents.planned) if ":" in run.job]
     jobs = [run.job for run in named if (run.epoch, run.split) in missing]
-    # A run that was killed left no record: the records of other splits name the job too.
+    # A killed run left no record, but the records of other splits name the job too.
     jobs = jobs or [run.job for run in named]
     if not jobs:
         return "the call that wrote the rows that are there (featurize or write_split)"

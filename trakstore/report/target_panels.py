@@ -1,4 +1,4 @@
-"""Panels of the page, one for each target, as the template takes them."""
+"""Panels of the page, one for each target, as the template uses them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_EPOCHS = 12
 
 @dataclass(frozen=True)
 class EpochRow:
-    """Sample over epochs: standard deviations, and their levels from -4 to 4."""
+    """Sample over epochs: standard deviations, and colour levels from -4 to 4."""
 
     name: str
     helpful: bool
@@ -28,7 +28,7 @@ class EpochRow:
 
 @dataclass
 class Panel:
-    """Everything about one target, ``findings.rows[at]``.
+    """Content about one target, ``findings.rows[at]``.
 
     Attributes
     ----------
@@ -37,20 +37,20 @@ class Panel:
     shown : Shown or None
         Picture, text or cells.
     label, predicted : str or None
-        Its class, and the class that the model says.
+        Its class, and the class predicted by the model.
     measured : dict of str to float
         Stored columns, such as its loss.
     proponents, opponents : list of Card
         Train samples that helped and harmed most.
     histogram, lines : str
-        Charts as SVG; no lines where there is one epoch only.
+        Charts as SVG; no lines if there is only one epoch.
     epoch_names, epoch_rows : list
-        Head and rows of the table that says the same as the lines.
+        Head and rows of the table with the numbers of the lines.
     own, stability : list of (name, cells)
-        Lines below it: the target's own output and loss, where the store has them; and how far each
-        epoch's ranks are those of the epoch before.
+        Rows below it: the target's own output and loss, if stored, and the agreement of each epoch's
+        ranks with those of the epoch before.
     dominant, dominant_opponent : Dominant or None
-        First of a list, where that dominates it.
+        First entry of a list, if it dominates that.
     """
 
     findings: Findings
@@ -85,7 +85,7 @@ class Panel:
         self.dominant_opponent = findings.dominant_opponent[at]
 
     def _shaded(self, cards: list[Card], listed: xr.Dataset) -> list[Card]:
-        """Return a list whose first texts are shaded, where that is asked for."""
+        """Return a list whose first texts are shaded, if that was asked for."""
         tokens = self.findings.tokens
         if tokens is None:
             return cards
@@ -105,7 +105,7 @@ class Panel:
 
     @property
     def brief(self) -> str:
-        """First words of the sample; empty where its id says the same."""
+        """First words of the sample; empty if its id is the same text."""
         brief = self.shown.brief if self.shown else ""
         return "" if brief.rstrip("…").strip() in " ".join(self.name.split()) else brief
 
@@ -135,7 +135,7 @@ def _lines(paths: xr.Dataset, at: int, key: str) -> str:
 
 
 def _by_epoch(paths: xr.Dataset, length: int) -> tuple[list[str], list[EpochRow]]:
-    """Rows of samples with some epochs, evenly spaced, as columns; and the names of those epochs."""
+    """Return rows of samples with evenly spaced epochs as columns, and the names of these epochs."""
     columns = evenly_spaced(paths.sizes["epoch"], MOST_EPOCHS)
     values = paths["standard"].values[columns]  # (epoch, rank)
     most = float(np.abs(values).max())
@@ -149,7 +149,7 @@ def _by_epoch(paths: xr.Dataset, length: int) -> tuple[list[str], list[EpochRow]
 
 
 def _below(findings: Findings, ranks: xr.Dataset, at: int) -> list[list[tuple[str, list[str]]]]:
-    """Lines of the same columns; the first epoch has no ranks before it."""
+    """Return rows with the same columns; the first epoch has no ranks before it."""
     one = ranks.isel(target=at, epoch=evenly_spaced(ranks.sizes["epoch"], MOST_EPOCHS))
     names = {f"target_{column}": name for column, name in findings.column_names.items()}
     own = [(name, _cells(one[column], ".3g")) for column, name in names.items() if column in one]
@@ -159,5 +159,5 @@ def _below(findings: Findings, ranks: xr.Dataset, at: int) -> list[list[tuple[st
 
 
 def _cells(values: xr.DataArray, form: str) -> list[str]:
-    """Write a number for each epoch, nothing where there is none."""
+    """Write a number for each epoch; an empty text if there is none."""
     return ["" if math.isnan(one) else written(form, one) for one in values.values.tolist()]

@@ -1,4 +1,4 @@
-"""Choices that a question leaves open: its targets, the ends of a transition and its null."""
+"""Defaults for a question's targets, the ends of a transition, and its null."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from trakstore.storage.layout import Epoch, as_epoch
 
 
 def named_rows(split: UnmaskedSplit, names: Sequence[object] | None) -> NDArray[np.int64]:
-    """Find the rows of targets that are named by their ids or as @N; all rows when none are.
+    """Find the rows of targets that are named by their ids or as @N; all rows if none are named.
 
     Raises
     ------
     NotFoundError
-        There is no such sample; the message has some of the ids that there are.
+        When there is no such sample; the message lists some of the ids.
     TrakStoreError
-        A target is named twice.
+        When a target is named twice.
     """
     count = split.rows
     if not names:
         return np.arange(count)
     ids = [str(one) for one in split.column("sample_id").read(0, count).tolist()]
-    # An id that looks like @3 is that id: what the data say comes before what we make up.
+    # If a sample has the id "@3", that is meant: ids of the data come before our notation.
     rows = {f"@{row}": row for row in range(count)} | {one: row for row, one in enumerate(ids)}
     chosen: list[int] = []
     for name in map(str, names):
@@ -46,7 +46,7 @@ def named_rows(split: UnmaskedSplit, names: Sequence[object] | None) -> NDArray[
 
 def default_rows(split: UnmaskedSplit, count: int) -> NDArray[np.int64]:
     """Choose rows of ``count`` targets: half by largest loss where it is stored, the others spread."""
-    # What a model gets wrong is asked about most; the others show what is usual.
+    # People mostly ask about the model's mistakes; the others show what is usual.
     first = np.empty(0, dtype=np.int64)
     if "loss" in split.stored.columns:
         loss = split.column("loss").read(0, split.rows)
@@ -68,7 +68,7 @@ def transition_ends(
 ) -> tuple[Epoch, Epoch] | None:
     """Choose the ends of a report's transition, by default the first and the last of ``epochs``.
 
-    None where there is one epoch only, and none is named.
+    Return None if there is only one epoch, and none is named.
     """
     first = epochs[0] if before is None else known_epochs([before], epochs)[0]
     last = epochs[-1] if after is None else known_epochs([after], epochs)[0]
@@ -85,7 +85,7 @@ def null_pairs(
     Raises
     ------
     TrakStoreError
-        Not two epochs, one twice, or the transition itself.
+        When a pair is not two epochs, is named twice, or is the transition itself.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def null_pairs(
 
 
 def known_epochs(named: Sequence[Epoch], known: Sequence[Epoch]) -> list[Epoch]:
-    """Read the epochs that are named, all of which must be ``known``."""
+    """Read named epochs, all of which must be ``known``."""
     epochs = [as_epoch(one) for one in named]
     for epoch in epochs:
         if epoch not in known:

@@ -23,12 +23,12 @@ _FORMS = {"number": ".3g", "tenths": ".1f", "hundredths": ".2f"}
 def template_environment() -> Environment:
     """Make the environment of the templates that come with the package.
 
-    All text is escaped, but for what is given as ``Markup``.
+    All text is escaped, except what is given as ``Markup``.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    # Only what is given as Markup is not escaped: the page's own style and script, and charts, whose
-    # texts ElementTree escaped. A name that the template knows and nobody gave is an error, not "".
+    # Markup is not escaped: the page's own style and script, and charts, whose texts ElementTree
+    # escaped. A name that the template uses and nobody gave is an error, not "".
     environment = Environment(
         loader=FunctionLoader(packaged_text),
         autoescape=True,
@@ -63,10 +63,10 @@ def page_style() -> str:
 
 
 def content_policy(style: str, script: str) -> str:
-    """Write a Content-Security-Policy: a text that got past the escaping could not run.
+    """Write a Content-Security-Policy, under which a text that escaped the escaping could not run.
 
-    Style and script are allowed by their hashes, and pictures within the page. All else is forbidden:
-    loads, forms, and a ``<base>`` element, which would redirect links.
+    Style and script are allowed by their hashes, and images within the page. Everything else is
+    forbidden: loading, forms, and a ``<base>`` element, which would redirect links.
     """
 
     def digest(text: str) -> str:
@@ -81,25 +81,25 @@ def content_policy(style: str, script: str) -> str:
 def _spelled_out(value: Any) -> Any:
     """Write control characters, such as line breaks and marks of writing direction, as escapes.
 
-    Jinja's escaping does not touch them. The type is compared exactly, because Markup is a subclass of
-    str and holds the page's own HTML.
+    Jinja's escaping leaves them alone. The type is compared exactly, because Markup, the page's own
+    HTML, is a subclass of str.
     """
     return printable(value) if type(value) is str else value
 
 
 def _short_id(name: object) -> str:
-    """Write an id where there is little room; it may be a whole prompt."""
+    """Shorten an id for a narrow place; it may be a whole prompt."""
     return one_line(name, 24)
 
 
 def _shade(part: ScoredPart) -> str:
-    """Return the classes of a token: its sign, and how much of the largest score it has."""
+    """Return the classes of a token: its sign, and its share of the largest score."""
     way = "for" if part.level > 0 else "against"
     return f" {way} {way}{abs(part.level)}" if part.level else ""
 
 
 def _in_lines(text: str) -> str:
-    """Escape a text whose line breaks and tabs stay: it stands where they do no harm."""
+    """Escape a text but keep its line breaks and tabs, where these do no harm."""
     from markupsafe import escape
 
     return escape(printable(text, keep="\n\t"))

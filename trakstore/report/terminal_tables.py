@@ -20,12 +20,12 @@ from trakstore.storage.split import SplitStatus
 if TYPE_CHECKING:
     from trakstore.methods.kernel_report import KernelReport
 
-_LINES = 3  # about missing rows
-_EPOCHS = 4  # lines of epochs, so that all of it fits on a screen
+_LINES = 3  # most lines about missing rows
+_EPOCHS = 4  # most lines of epochs, so that everything fits on a screen
 
 
 class SafeTable(Table):
-    """Table that measures foreign text as it will be printed, its controls spelled out."""
+    """Table that measures foreign text as it is printed, with its control characters written out."""
 
     def add_column(self, header: Any = "", *given: Any, **options: Any) -> None:
         """Add a column as rich does."""
@@ -51,9 +51,9 @@ def facts_table(facts: Mapping[str, str]) -> Table:
 
 
 def completeness_table(status: Sequence[SplitStatus]) -> Table:
-    """Make a table of rows by epoch and split; neighbouring epochs that are alike share a line."""
+    """Make a table of rows by epoch and split; equal neighbouring epochs share a line."""
     splits = sorted({one.split for one in status})
-    # A training kept a hundred times has a hundred epochs alike: runs of them are one line.
+    # A training saved a hundred times has a hundred equal epochs, which are one line.
     cells = {(one.epoch, one.split): _rows(one) for one in status}
     epochs = list(dict.fromkeys(one.epoch for one in status))
     table = plain_table("epoch", *splits)
@@ -68,7 +68,7 @@ def completeness_table(status: Sequence[SplitStatus]) -> Table:
 
 
 def missing_lines(status: Sequence[SplitStatus]) -> list[str]:
-    """Write lines about missing rows, and damaged splits, a few at most."""
+    """Write a few lines about missing rows and damaged splits."""
     damaged = [one.damaged_note for one in status if one.damaged_note][:_LINES]
     partial = [one for one in status if not one.complete]
     lines = [f"damaged: {message}" for message in damaged]
@@ -90,7 +90,7 @@ def kernel_table(reports: Sequence[KernelReport]) -> Table:
     table = plain_table(
         "epoch", "rows", "dim", "λ", "cond.", "damped", "stable r.", "eff. r.", "eff. dim"
     )
-    # What was inverted depends on how its rows were weighted: the table says so.
+    # The kernel depends on the weights of its rows: the table says which.
     names = sorted({one.weighting for one in reports if one.weighting})
     table.caption = f"rows weighted: {', '.join(names)}" if names else None
     for one in reports:
@@ -110,8 +110,8 @@ def top_table(top: xr.Dataset) -> Table:
     Parameters
     ----------
     top : Dataset
-        As ``top_k`` gives it; with ``label`` (target, rank) and ``target_label`` (target,), labels
-        stand in brackets, the target's own in green.
+        From ``top_k``; with ``label`` (target, rank) and ``target_label`` (target,), labels stand in
+        brackets, the target's own in green.
     """
     labelled = "label" in top
     table = SafeTable(box=box.SIMPLE_HEAD, show_lines=False)
@@ -139,7 +139,7 @@ def example_table(
     Parameters
     ----------
     names, read_as : sequence of str
-        Name of each target, and the class that the model takes it for.
+        Name of each target, and the class predicted by the model.
     labels : array, shape (targets,)
         Their true classes.
     train_labels : array, shape (n,)
@@ -163,7 +163,7 @@ def _classes(found: NDArray[Any], own: Any) -> Text:
 
 def _entries(top: xr.Dataset, signed: bool) -> list[Text]:
     trains = [one_line(one) for one in top["train"].values.tolist()]
-    # Entries stand in columns as wide as the terminal allows: equal widths keep these straight.
+    # Entries stand in columns as wide as the terminal allows; equal widths align them.
     width = max(map(cells, trains))
     entries = [Text(" " * (width - cells(one)) + one) for one in trains]
     if "label" in top:

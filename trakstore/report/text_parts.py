@@ -1,4 +1,4 @@
-"""Texts as a page shows them: parts that are prompt, that are learned, or special tokens."""
+"""Texts as a page shows them: in parts that are prompt, learned, or special tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind: TypeAlias = Literal["plain", "prompt", "learned", "special", "asked"]
 Scored: TypeAlias = Mapping[int, float]
 
 _NO_SCORES: Scored = {}
-_IGNORED = -100  # the label of tokens that have no loss, as transformers has it
+_IGNORED = -100  # label of tokens without a loss, as in transformers
 _MARK = "…"
 _BROKEN, _BYTES = "\N{REPLACEMENT CHARACTER}", 4  # part of a character, and most parts of one
 # Characters and lines up to which a text is shown whole, and those of the preview of a longer one.
@@ -32,8 +32,8 @@ class TextPart:
     text : str
         The characters, with their line breaks.
     kind : {"plain", "prompt", "learned", "special", "asked"}
-        Prompt and learned tokens, where a text has both; special tokens such as an end of sequence,
-        and marks of what is cut off; tokens that are asked about; else plain.
+        Prompt and learned tokens, if a text has both; special tokens such as an end of sequence, and
+        marks of a cut; tokens that are asked about; otherwise plain.
     """
 
     text: str
@@ -42,14 +42,14 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ScoredPart(TextPart):
-    """Piece of a text that is a token with a score of its own, or a few that make one character.
+    """Piece of a text that is a token with its own score, or several that make one character.
 
     Attributes
     ----------
     tokens : tuple of int
-        Positions of the tokens in the row, or their numbers where these have taken their place.
+        Positions of the tokens in the row, or their numbers once these replaced the positions.
     score, share : float
-        Sum of their scores, and its share, -1 to 1, of the largest magnitude of the sample.
+        Sum of their scores, and its share, -1 to 1, of the sample's largest magnitude.
     """
 
     tokens: tuple[int, ...] = ()
@@ -75,7 +75,8 @@ def is_tokenizer(value: Any) -> bool:
     >>> is_tokenizer("a name"), is_tokenizer(print)
     (False, False)
     """
-    # Of its methods, since transformers may not be installed. Bytes and arrays may have `decode` too.
+    # Its methods decide, since transformers may not be installed. Bytes and arrays may have `decode`
+    # too.
     return callable(getattr(value, "decode", None)) and hasattr(value, "all_special_ids")
 
 
@@ -87,19 +88,19 @@ def token_parts(
     Parameters
     ----------
     sample : object
-        A mapping with ``input_ids``, or a row of integers, alone or as the first of a tuple. Padding is
-        left out where ``attention_mask`` is 0. Tokens whose ``labels`` are -100 are prompt. Labels that
-        are other tokens than the input, as encoder-decoders have them, follow it as what is learned.
-        Of a pair, as :class:`trakstore.features.DPO` has it, both continuations are shown.
+        A mapping with ``input_ids``, or a row of integers, alone or as the first entry of a tuple.
+        Tokens whose ``attention_mask`` is 0 are left out. Tokens whose ``labels`` are -100 are prompt.
+        Labels that are other tokens than the input, as in encoder-decoders, follow it as learned
+        tokens. Of a pair, as for :class:`trakstore.features.DPO`, both continuations are shown.
     tokenizer : transformers.PreTrainedTokenizerBase
     scores : mapping of int to float
-        Scores of some tokens, each of which is a :class:`ScoredPart` then, by their positions in the
-        row, padding counted: in the labels where these are other tokens than the input.
+        Scores of some tokens, by their positions in the row, padding included, or in the labels if
+        these are other tokens than the input; each such token becomes a :class:`ScoredPart`.
 
     Returns
     -------
     tuple of TextPart, or None
-        None for a sample that has no tokens.
+        None for a sample without tokens.
     """
     if isinstance(sample, tuple | list) and sample and hasattr(sample[0], "__array__"):
         sample = sample[0]
@@ -175,7 +176,7 @@ def _decoded(
     places: Sequence[int] = (),
     scores: Scored = _NO_SCORES,
 ) -> tuple[TextPart, ...]:
-    """Decode runs of tokens of one kind, and each token that has a score; special ones are a kind."""
+    """Decode runs of tokens of one kind, and each token that has a score."""
     special = set(tokenizer.all_special_ids)
     every: list[int] = ids.tolist()
     named: list[Kind] = [
@@ -184,7 +185,7 @@ def _decoded(
     parts, start = [], 0
     for kind, run in groupby(named):
         stop = start + len(list(run))
-        # A run is broken where a token has a score, and another before it, or after it, has none.
+        # A run ends where tokens with a score and tokens without one meet.
         has_score = [bool(scores) and places[at] in scores for at in range(start, stop)]
         for scored, some in groupby(has_score):
             end = start + len(list(some))
@@ -211,7 +212,7 @@ def _scored(
     while start < stop:
         end = start + 1
         text = _run_text(ids, start, end, tokenizer)
-        # A character may be of several tokens, of which none is a text alone.
+        # Several tokens may make one character, and none of them is a text alone.
         while text.endswith(_BROKEN) and end < min(stop, start + _BYTES):
             end += 1
             text = _run_text(ids, start, end, tokenizer)
@@ -223,21 +224,21 @@ def _scored(
 
 
 def _run_text(ids: list[int], start: int, stop: int, tokenizer: Any) -> str:
-    """Decode the tokens from start to stop, with the space that they begin with."""
+    """Decode the tokens from start to stop, with the space at their beginning."""
 
     def decode(some: list[int]) -> str:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(tokenizer.decode(some, **options))
 
-    # Many tokenizers take the space off the first word that they decode: the token before keeps it.
+    # Many tokenizers drop the space of the first word that they decode: the token before it keeps it.
     before = decode(ids[start - 1 : start]) if start else ""
     whole = decode(ids[max(start - 1, 0) : stop])
-    # A token may be a part of a character, which is another text alone than before the rest of it.
+    # A token may be a part of a character, which alone decodes to another text than with the rest.
     return whole[len(before) :] if whole.startswith(before) else decode(ids[start:stop])
 
 
 def preview(parts: Sequence[TextPart]) -> tuple[TextPart, ...]:
-    """Return what is shown of a long text at first; nothing of one that is short."""
+    """Return the part of a long text that is shown first; nothing for a short one."""
     text = "".join(part.text for part in parts)
     short = len(text) <= _SHORT[0] and text.count("\n") <= _SHORT[1]
     return () if short else excerpt(parts, *_PREVIEW)
@@ -246,9 +247,10 @@ def preview(parts: Sequence[TextPart]) -> tuple[TextPart, ...]:
 def excerpt(
     parts: Iterable[TextPart], letters: int, lines: int | None = None
 ) -> tuple[TextPart, ...]:
-    r"""Cut a text to so many characters and lines, at ends of lines where it can be.
+    r"""Cut a text to so many characters and lines, at ends of lines if possible.
 
-    A third of it is the prompt's end where the prompt would fill it, so that what is learned is seen.
+    If the prompt would fill the excerpt, it gets the last third of its length, so that learned text is
+    seen.
 
     Parameters
     ----------
@@ -283,7 +285,7 @@ def excerpt(
 
 
 def _start(text: str, parts: Sequence[TextPart], letters: int, lines: int) -> int:
-    """Choose where an excerpt begins: at 0, or shortly before what is learned."""
+    """Choose where an excerpt begins: at 0, or shortly before the learned text."""
     learned = 0
     wanted = "asked" if any(part.kind == "asked" for part in parts) else "learned"
     for part in parts:
@@ -301,7 +303,7 @@ def _start(text: str, parts: Sequence[TextPart], letters: int, lines: int) -> in
 
 
 def _stop(text: str, start: int, letters: int, lines: int) -> int:
-    """Choose where an excerpt ends: behind a line, unless that would leave out half of it."""
+    """Choose where an excerpt ends: after a line, unless that would leave out half of it."""
     stop = start
     for _ in range(lines):
         stop = text.find("\n", stop) + 1

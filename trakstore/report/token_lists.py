@@ -27,22 +27,22 @@ __all__ = ["TokenLists"]
 
 @dataclass(frozen=True)
 class TokenLists:
-    """Shades of the tokens of train samples, by their parts of the score with one target.
+    """Shading of train samples' tokens by their parts of the score with one target.
 
     Attributes
     ----------
     count : int
-        Entries of each list that are shaded.
+        Number of entries of each list that are shaded.
     models : LoadedModels
     samples : map-style data set
         Samples of the train split.
     masked : ndarray of int64
-        Positions of train rows that have no scores.
+        Positions of train rows without scores.
     tokenizer : transformers.PreTrainedTokenizerBase or None
     letters : int
         Most characters of a text.
     hidden : bool
-        True where a function decides on what is shown: tokens are told by their numbers then.
+        True if a function decides what is shown: tokens are then named by their numbers.
     """
 
     count: int
@@ -69,7 +69,7 @@ class TokenLists:
         Raises
         ------
         TrakStoreError
-            The job's output is not made of tokens, or train rows are no samples of the job.
+            When the job's output is not made of tokens, or train rows are not samples of the job.
         """
         from trakstore.features.load_job import load_job
         from trakstore.features.outputs import as_output
@@ -100,10 +100,9 @@ class TokenLists:
         scores : Scores
             Scores of the one target, shape (1, n).
         before : Shown, optional
-            What is shown of the sample without scores: its image stays, and all of it where the text
-            is hidden.
+            The sample as shown without scores: its image is kept, and everything if the text is hidden.
         """
-        # Columns of scores are rows that are not masked, positions count those too.
+        # Scores have columns for unmasked rows only; positions count masked rows too.
         column = position - int(np.searchsorted(self.masked, position))
         sample = self.samples[position]
         tokens = scored_tokens(self.models, scores, column, sample, self.tokenizer)

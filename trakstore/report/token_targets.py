@@ -37,7 +37,7 @@ class TokenTargets:
     run : int
         Tokens of a row.
     read : callable
-        Function of a sample that returns its tokens as the model reads it.
+        Function that returns a sample's tokens as the model reads them.
     """
 
     samples: Any
@@ -47,7 +47,7 @@ class TokenTargets:
 
     @classmethod
     def of(cls, split: Split, job: Job) -> TokenTargets:
-        """Take the samples of a job that a split of tokens was made of."""
+        """Take the samples of a job from which a split of tokens was made."""
         import torch
 
         from trakstore.features.batches import Batches
@@ -72,7 +72,7 @@ class TokenTargets:
         draw: Callable[[Any], Any] | None = None,
         letters: int = LETTERS,
     ) -> Any:
-        """Return what a page shows of a row, by its id: tokens that are decoded are marked."""
+        """Return a row, named by its id, as a page shows it: its tokens are marked in the text."""
         name, _, first = str(row).rpartition("#")
         sample = self.samples[self.places[name]]
         parts = tokenizer and self._parts(sample, tokenizer, int(first))
@@ -81,9 +81,10 @@ class TokenTargets:
         return shown_text(map(_marked, parts), letters)
 
     def _parts(self, sample: Any, tokenizer: Any, first: int) -> tuple[TextPart, ...] | None:
-        """Decode a sample, in which the tokens of a row have a score."""
+        """Decode a sample; the tokens of a row get a score."""
         tokens = self.read(sample)
-        # A run is of tokens that count: others may stand between them, as turns of a user do.
+        # The tokens of a row are consecutive among those that count, but others may stand between them,
+        # as a user's turns do.
         if first not in tokens.numbers:
             raise SpecMismatchError(
                 f"token {first} of a sample does not count any more: name the job that was featurized"

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HELPED, HARMED, INK, SOFT = "#1a7f5a", "#c2452d", "#22262b", "#5b636d"
-# Frames: a sample of the target's class has a whole line, one of another class a broken one.
+# Frames are solid for a sample of the target's class, and dashed for one of another class.
 _SAME: Any = "solid"
 _OTHER: Any = (0, (2.2, 1.3))
-# Inches of a line of images, and of what stands above the first one.
+# Inches of a row of images, and of the space above the first one.
 _LINE, _HEAD = 1.62, 1.05
 
 
@@ -40,8 +40,8 @@ def draw_top_images(
 ) -> Path:
     """Draw each target with its most helpful and most harmful train images.
 
-    Above an image stand its class and its score, below it its id. Colours say what helped and what
-    harmed; a broken frame is of another class than the target's.
+    A class and score stand above each image, and its id below. Colours show which samples helped and
+    which harmed; a dashed frame marks another class than the target's.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def draw_top_images(
     Raises
     ------
     TrakStoreError
-        When there is nothing to draw, or numbers of targets differ.
+        When there is nothing to draw, or the numbers of targets differ.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def draw_top_images(
     FigureCanvasAgg(figure)  # a canvas without a display, whatever backend the user chose
     axes = _grid(figure, rows, columns)
     names = notes or [""] * rows
-    # One format for the whole picture: its scores are there to be compared.
+    # One format for the whole picture, so that its scores can be compared.
     form = number_form(np.concatenate([top["score"].values.ravel() for _, top, _ in lists]))
     for row in range(rows):
         own, target_id = target_labels[row], helpful["target_id"].values[row]

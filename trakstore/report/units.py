@@ -1,4 +1,4 @@
-"""Numbers for people: in one unit, a power of ten; intervals; a few of many, evenly spaced."""
+"""Numbers for people: in powers of ten, as intervals, and a few evenly spaced out of many."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
 def number_form(values: NDArray[Any]) -> str:
     """Choose one format for numbers that stand together: three digits for the largest, and a sign.
 
-    Numbers that would be zeros for the most part, or very long, have an exponent, all of them.
+    If most numbers would round to zero, or be very long, all of them get an exponent.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def number_form(values: NDArray[Any]) -> str:
 
 
 def written(form: str, value: float) -> str:
-    """Write a number with a true minus sign, and without an e; one that is rounded to zero has no sign.
+    """Write a number with a true minus sign and without an e; a rounded zero has no sign.
 
     Examples
     --------
@@ -102,9 +102,9 @@ def _power_of_ten(power: int) -> str:
 
 
 def spread_apart(values: NDArray[Any], gap: float, low: float, high: float) -> NDArray[np.float64]:
-    """Move numbers as little as possible so that they are ``gap`` apart, between ``low`` and ``high``.
+    """Move numbers as little as possible, so that they are ``gap`` apart between ``low`` and ``high``.
 
-    Labels of lines are put beside their ends by this. Where there is no room the gap is smaller.
+    This places the labels of lines beside their ends. If there is too little room the gap is smaller.
 
     Examples
     --------
@@ -116,8 +116,8 @@ def spread_apart(values: NDArray[Any], gap: float, low: float, high: float) -> N
     numbers = np.asarray(values, dtype=np.float64)
     order = np.argsort(numbers, kind="stable")
     steps = np.arange(len(numbers)) * min(gap, (high - low) / max(1, len(numbers) - 1))
-    # Less their steps, numbers that are far enough apart ascend: the nearest such numbers are those of
-    # isotonic regression, and within bounds those that are cut to them.
+    # After their steps are subtracted, numbers that are far enough apart ascend. The nearest ascending
+    # numbers are those of isotonic regression; within bounds, these are clipped.
     nearest = isotonic_regression(numbers[order] - steps).x
     apart = np.empty_like(numbers)
     apart[order] = np.clip(nearest, low, high - steps[-1]) + steps
@@ -125,7 +125,7 @@ def spread_apart(values: NDArray[Any], gap: float, low: float, high: float) -> N
 
 
 def colour_level(value: float, most: float) -> int:
-    """Choose a colour, -4 to 4; by the square root, so that one large value leaves others theirs.
+    """Choose a colour, -4 to 4, by the square root, so that one large value leaves others visible.
 
     Examples
     --------

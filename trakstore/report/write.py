@@ -42,13 +42,13 @@ if TYPE_CHECKING:  # it needs torch
     from trakstore.features import Job
 
 MOST_TARGETS, MOST_LISTED = 200, 20
-# Characters of all texts of a page, within a quarter of its bytes, and of one at least.
+# Most characters of all texts of a page, a quarter of its bytes, and least of one text.
 _ALL_LETTERS, _LEAST_LETTERS = 2**23, 600
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report that was written.
+    """A written report.
 
     Attributes
     ----------
@@ -59,9 +59,9 @@ class WrittenReport:
     targets : int
         Number of targets on the page.
     left_out : mapping of str to str
-        Sections that this store has no data for, and why.
+        Sections for which the store has no data, with the reason.
     token_ids : bool
-        Whether samples are shown as token ids, which ``render`` could make text of.
+        Whether samples are shown as token ids, for which ``render`` could give texts.
 
     Examples
     --------
@@ -101,52 +101,51 @@ def write_report(
 ) -> WrittenReport:
     """Write one HTML page: targets with the samples that helped and harmed them, and when.
 
-    The page loads nothing. Needs matplotlib and Jinja, the "report" extra. What can be refused is
-    refused before scores are computed.
+    The page loads nothing. This needs matplotlib and Jinja, the "report" extra. Errors that can be
+    known in advance are raised before scores are computed.
 
     Parameters
     ----------
     store : FeatureStore
         An open store.
     path : str or path
-        The file to write; one that is there is replaced.
+        File to write; an existing one is replaced.
     job : Job or str, optional
-        The job that was featurized, or its name like ``"jobs.py:digits"``: its data sets hold the
-        samples that the page shows, and its models say what they predict.
+        Job that was featurized, or its name like ``"jobs.py:digits"``: its data sets hold the samples
+        that the page shows, and its models predict their classes.
     render : callable, tokenizer or str, optional
-        A function of a sample of the data set that returns a text, an image (an array, a PIL image), a
-        figure, a dict of columns, or None; or a tokenizer of transformers, which decodes its
+        Function that returns a text, an image (an array, a PIL image), a figure, a dict of columns, or
+        None for a sample of the data set; or a tokenizer of transformers, which decodes its
         ``input_ids``: tokens whose ``labels`` are -100 are shown as prompt, special tokens dimmed. Or
         the name of either, like ``"jobs.py:tokenizer"``. By default the tokenizer of the job's
-        collator, if it has one. Without a job, a function gets the split, id and row of the sample.
+        collator, if it has one. Without a job, a function is given the split, id and row of the sample.
     k : int
         Entries of each list, 20 at most.
     target_ids : sequence of int or str, or one str
         Sample ids of the targets to show, or ``"@N"`` for row N; 200 at most.
     count : int
-        Number of targets where none is named, 200 at most: half by largest loss, the others spread
-        out.
+        Number of targets if none is named, at most 200: half by largest loss, the others spread out.
     before, after : int or str, optional
         Epochs at the ends of the transition; by default the first and the last.
     null : sequence of (epoch, epoch)
-        Pairs of epochs between which nothing happened: they give false discovery rates.
+        Pairs of epochs between which nothing changed: they give false discovery rates.
     targets, train : str
-        The split that is asked about, and the one that is held responsible.
+        Split of the targets, and split of the train samples.
     epochs : epoch or sequence of epochs, optional
-        Checkpoints whose scores are averaged; all that have both splits by default.
+        Checkpoints whose scores are averaged; by default all that have both splits.
     damping : float or Damping, optional
-        c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
+        c in λ = c · tr(K) / n, or ``Damping(absolute=λ)``; by default 1, for a sampled kernel 0.1.
     method : str
         A method as the command line names it, such as ``"influence"``.
     kernel : {"train", "sampled"}, optional
-        Rows of the kernel of ``trak`` and ``influence``, as they take it.
+        Rows of the kernel of ``trak`` and ``influence``, as in those methods.
     memory_limit : int or str, optional
-        Most memory to take, such as ``"600MB"``; a quarter of what is free by default.
+        Most memory, such as ``"600MB"``; by default a quarter of the free memory.
     allow_other_weights : bool
         Whether targets and train rows of an epoch may be of different checkpoints.
     tokens : int
-        Entries of each list whose texts are shaded by the scores of their tokens, which add up to the
-        entry's. Of a job of a language model: at each epoch, by a pass for each token.
+        Number of entries of each list whose texts are shaded by the scores of their tokens, which add
+        up to the entry's. Needs the job of a language model, and at each epoch a pass for each token.
 
     Returns
     -------
@@ -155,14 +154,15 @@ def write_report(
     Raises
     ------
     NotFoundError
-        A split, epoch, sample, method, job or function that is not there.
+        When a split, epoch, sample, method, job or function does not exist.
     SpecMismatchError
-        The job's data sets are not those that the features were made from.
+        When the job's data sets are not those from which the features were made.
     LocationError
-        The file cannot be written.
+        When the file cannot be written.
     TrakStoreError
-        The extra is not installed, a number is out of its range, epochs that are no transition or no
-        null, a render function that raises or returns what cannot be shown, a page of more than 32 MB.
+        When the extra is not installed, a number is out of range, epochs are no transition or no null,
+        a render function raises or returns something that cannot be shown, or the page has more than 32
+        MB.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def write_report(
     >>> write_report(store, "report.html", job="jobs.py:digits").targets  # doctest: +SKIP
     24
     """
-    # From here to the scores, everything that can be refused is: scores take hours.
+    # From here to the scores, everything is refused that can be: scores may take hours.
     begin_step("report: epochs, splits and samples")
     path = Path(path)
     need_extra("a report", "report", "jinja2", "matplotlib", "PIL")
@@ -244,7 +244,7 @@ def write_report(
 def _shown_rows(
     split: UnmaskedSplit, names: Sequence[int | str], count: int
 ) -> tuple[NDArray[np.int64], str]:
-    """Choose rows of the targets to show, and say how they were chosen."""
+    """Choose rows of the targets to show, and describe the choice."""
     if len(names) > MOST_TARGETS:
         raise TrakStoreError(f"a page shows {MOST_TARGETS} targets at most, got {len(names)}")
     if names:
@@ -256,7 +256,7 @@ def _shown_rows(
 
 
 def _try_samples(samples: SampleSource, pair: EpochPair, row: int) -> None:
-    """Look at one sample of each split: a render function that fails does so before the scores."""
+    """Read one sample of each split, so that a failing render function fails before the scores."""
     for split, at in ((pair.target, row), (pair.train, 0)):
         place, name = (
             TakenRows(column, np.array([at])).read(0, 1).tolist()[0]
@@ -272,7 +272,7 @@ def _in_words(damping: Damping) -> str:
 def _write_page(path: Path, findings: Findings) -> int:
     """Write the page; return its bytes."""
     begin_step("report: charts and texts of the page")
-    # A path whose bytes are no text has halves of surrogate pairs, which UTF-8 lacks.
+    # A path whose bytes are no text has halves of surrogate pairs, which UTF-8 cannot encode.
     page = render_page(findings).encode("utf-8", "replace")
     with writing(path):
         path.write_bytes(page)

@@ -1,4 +1,4 @@
-"""Top-k by an index: candidates from codes of four bits a column, and their exact scores."""
+"""Top-k by an index: four-bit codes choose candidates, whose scores are then exact."""
 
 from __future__ import annotations
 
@@ -33,54 +33,54 @@ def approximate_top_k(
     """List the train rows with the first scores for each target, as an index finds them.
 
     The codes of all train rows are compared with each target, and the first ``candidates`` are scored
-    exactly, from their stored rows. The scores that are listed are exact; a train row that is no
-    candidate is not listed. For one target or a few; many at once are faster by :func:`top_k`. It is
-    quick for uncompressed stores on a local disk: elsewhere whole chunks are read for the candidates
-    of each target, which may be nearly all chunks.
-    Where all rows would be candidates, nothing is asked of an index, and the answer is that of
-    :func:`top_k`.
+    exactly, from their stored rows. The listed scores are exact; a train row that is no candidate is
+    not listed. This is for one target or a few: many at once are faster by :func:`top_k`. It is quick
+    for uncompressed stores on a local disk; elsewhere whole chunks are read for each target's
+    candidates, which may be nearly all chunks. Where all rows would be candidates, the index is not
+    used, and the answer is that of :func:`top_k`.
 
     Parameters
     ----------
     scores : Scores, shape (m, n)
-        Scores with the train rows that the index is of, by any method and kernel.
+        Scores with the train rows of the index, by any method and kernel.
     k : int
         Entries of each list.
     index : TrainIndex, optional
-        From :func:`build_index` or :func:`open_index`; opened for this call when None, which reads
-        some 27% of the bytes of float16 features.
+        Index from :func:`build_index` or :func:`open_index`. When None, it is opened for this call,
+        which reads about 27% of the bytes of float16 features.
     candidates : int, optional
-        Candidates of each target, k to n. By default the most of 512, n/2048 and 10 k.
+        Candidates of each target, k to n. By default the largest of 512, n/2048 and 10 k.
     order : {"largest", "smallest", "magnitude"}
-        Scores that come first. Equal scores are ordered by train position; where more are equal than
-        a list has room for, it may have others of them than that of :func:`top_k`.
+        Scores that come first. Equal scores are ordered by train position; where a list has no room for
+        all equal scores, it may have others of them than :func:`top_k` lists.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
     Returns
     -------
     Dataset
-        As for :func:`top_k`. Its attributes say the ``candidates`` of each list and the ``recall``:
-        the share of the exact lists (``recall_k`` entries of ``checked`` targets) that was found when
-        the index was built, with ``recall_candidates`` each, where any of equal scores will do; 1
+        As from :func:`top_k`. Its attributes give the ``candidates`` of each list and the ``recall``
+        measured when the index was built: the share of the exact lists (``recall_k`` entries of
+        ``checked`` targets) that ``recall_candidates`` each found, counting any of equal scores; 1
         where all rows were candidates. It is measured on the largest scores with all train rows. For
-        another order, a selection of rows, or a method, kernel or damping that the index was not built
-        with, it is NaN and the others are 0.
+        another order, a selection of rows, or a method, kernel or damping with which the index was not
+        built, it is NaN, and the other numbers are 0.
 
     Raises
     ------
     TrakStoreError
-        ``k`` or ``candidates`` out of range, an unknown order, train rows of no store.
+        When ``k`` or ``candidates`` is out of range, the order is unknown, or the train rows are in no
+        store.
     NotFoundError
         When there is no index of these rows.
     SpecMismatchError
-        When it is of other epochs, features or fewer rows.
+        When the index has other epochs or features, or fewer rows.
     DamagedError
-        When a row is not the one that was indexed.
+        When a row has changed since it was indexed.
     NumericsError
-        A score is NaN or infinite.
+        When a score is NaN or infinite.
     MemoryLimitError
-        The plan does not fit the memory limit.
+        When the plan does not fit the memory limit.
 
     Examples
     --------
@@ -114,15 +114,15 @@ def approximate_top_k(
 
 
 def _planned(scores: Scores, k: int, wide: int, memory_limit: int | str | None) -> WindowPlan:
-    """Plan windows of targets whose candidates are scored one target after the other."""
+    """Plan windows of targets, whose candidates are scored one target after the other."""
     sizes, item = scores.sizes, max(part.train.dtype.itemsize for part in scores.parts)
-    # The rows of a target's candidates are there at all epochs together, instead of a tile.
+    # In place of a tile, memory must hold the rows of one target's candidates at all epochs together.
     rows = replace(sizes, tile_rows=wide, tile_bytes=tile_bytes(wide, sizes.columns, item))
     return plan_top_k(rows, k, None, memory_limit)
 
 
 def _need_index(index: object, scores: Scores) -> None:
-    """Refuse what is no index, or one of other rows."""
+    """Refuse anything but an index, and an index of other rows."""
     if not isinstance(index, TrainIndex):
         raise TrakStoreError(
             f"index must be a TrainIndex, as build_index and open_index give it, got {index!r}"

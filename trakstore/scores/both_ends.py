@@ -1,4 +1,4 @@
-"""Lists of both ends of one target's scores, in one pass that tells how far it is."""
+"""Lists of both ends of one target's scores, in one pass that reports how far it is."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class BothEnds(NamedTuple):
     Attributes
     ----------
     share : float
-        Share of the train rows that it has seen, 1.0 at the end.
+        Share of the train rows that the pass has seen, 1.0 at the end.
     largest, smallest : Dataset
-        As from :func:`trakstore.top_k`; places that are still free have NaN and position -1.
+        As from :func:`trakstore.top_k`; places that are still free have score NaN and position -1.
     """
 
     share: float
@@ -45,33 +45,33 @@ class BothEnds(NamedTuple):
 def both_ends(
     scores: Scores, k: int, *, stages: int = 1, memory_limit: int | str | None = None
 ) -> Iterator[BothEnds]:
-    """Yield the largest and the smallest scores of one target, after each stage of one pass.
+    """Yield the largest and the smallest scores of one target, after each stage of a single pass.
 
     Parameters
     ----------
     scores : Scores
-        Of one target.
+        Scores of one target.
     k : int
         Entries of each list.
     stages : int
-        Parts of the pass; fewer where there are fewer tiles of train rows.
+        Parts of the pass; fewer if there are fewer tiles of train rows.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
 
     Yields
     ------
     BothEnds
-        The last one is exact, and has the same bits as ``top_k`` with ``order="largest"`` and
+        The last one is exact, and equal to the bit to ``top_k`` with ``order="largest"`` and
         ``"smallest"``.
 
     Raises
     ------
     TrakStoreError
-        More than one target, ``k`` is not in 1..train rows, or ``stages`` is no number of 1 or more.
+        When there is more than one target, ``k`` is not in 1..train rows, or ``stages`` is below 1.
     NumericsError
-        A score is NaN or infinite.
+        When a score is NaN or infinite.
     MemoryLimitError
-        The plan does not fit the memory limit.
+        When the plan does not fit the memory limit.
     """
     need_scores(scores)
     (targets, columns), step = scores.shape, scores.tile_rows
@@ -84,7 +84,7 @@ def both_ends(
     lists: tuple[Lists, Lists] | None = None
     tiles = -(-columns // step)
     for first, last in ranges(tiles, -(-tiles // min(stages, tiles))):
-        # Whole tiles, as a single pass has them: a product's rounding depends on its shape.
+        # Stages are whole tiles, as in a single pass: the rounding of a product depends on its shape.
         start, stop = first * step, min(last * step, columns)
         more = _over(one, start, stop, plan.workers)
         lists = more if lists is None else one.merge(lists, more)
@@ -95,7 +95,8 @@ def both_ends(
 
 
 def _over(one: _BothPass, start: int, stop: int, workers: int) -> tuple[Lists, Lists]:
-    # A short pass in memory is over before tasks are made of it; lists do not depend on how it is cut.
+    # A short pass over rows in memory ends before tasks could be made of it; lists do not depend on how
+    # the pass is cut.
     if active_client() is None and stop - start <= _FEW_TILES * one.step:
         with one_blas_thread():
             return one.over(start, stop)

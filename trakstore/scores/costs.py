@@ -1,4 +1,4 @@
-"""Costs of each operation in integers, for sizes of any kind, and the speed of this machine."""
+"""Costs of each operation in integers, for any sizes, and the speed of this machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Problem:
 
     @property
     def read_itemsize(self) -> int:
-        """Bytes of a value that was read: those that are stored in 8 bits become float32."""
+        """Bytes of a value once read: values stored in 8 bits become float32."""
         return 4 if self.itemsize == 1 else self.itemsize
 
 
@@ -52,14 +52,14 @@ class Cost:
     ----------
     operation : str
     disk : int
-        Bytes that stay on disk.
+        Bytes that the result takes on disk.
     read, written : int
-        Bytes.
+        Bytes that all workers read and write.
     memory : int
-        Peak bytes of one process, beside its imports.
+        Peak bytes of one process, without its imports.
     flops : int
     ranked : int
-        Values that are sorted, in one process.
+        Values that one process sorts.
     """
 
     operation: str
@@ -73,7 +73,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed of one process: float32 products in flop/s, reads and writes in bytes/s, ranks a second."""
+    """Speed of one process: float32 products in flop/s, I/O in bytes/s, sorting in values/s."""
 
     flops: float
     read: float
@@ -82,7 +82,8 @@ class Speed:
 
     def seconds(self, cost: Cost, workers: int = 1) -> float:
         """Estimate the time of an operation in seconds."""
-        # Products overlap with reading: the slower one counts. Writing and sorting come on top.
+        # Products overlap with reading, so that the slower of the two counts. Writing and sorting are
+        # added.
         each = max(cost.flops / self.flops, cost.read / self.read) + cost.written / self.write
         return each / workers + cost.ranked / self.ranks
 
@@ -98,7 +99,7 @@ def costs(problem: Problem) -> tuple[Cost, ...]:
     """
     n, k, m, epochs = problem.rows, problem.dim, problem.targets, problem.epochs
     features = n * k * problem.itemsize * epochs
-    # Ids, norm, output, out_to_loss.
+    # Columns beside the features: ids, norm, output, out_to_loss.
     columns = n * (8 + 3 * 4) * epochs
     limit = problem.memory_limit or memory_budget(None)
     sizes = planned_sizes(problem)
@@ -124,7 +125,7 @@ def planned_sizes(problem: Problem) -> ScoreSizes:
     limit, held = problem.memory_limit or memory_budget(None), 0
     for _ in range(problem.epochs):
         solver = choose_solver(problem.rows, dim, Damping(), limit, held)
-        # Once factors hold their share of the memory, all that follow are on disk.
+        # Once the factors in memory fill their share, all further ones go to disk.
         if isinstance(solver, BlockedCholesky):
             break
         held += 8 * min(problem.rows, dim) ** 2
@@ -134,13 +135,13 @@ def planned_sizes(problem: Problem) -> ScoreSizes:
 
 
 def _tile_height(problem: Problem, rows: int) -> int:
-    """Return the rows of a tile of a split with so many rows."""
+    """Return the rows of a tile, for a split with so many rows."""
     chunk_rows = block_shape(rows, problem.dim, problem.itemsize).chunk_rows
     return tile_height(chunk_rows, problem.dim * problem.read_itemsize)
 
 
 def _gram_plan(problem: Problem, limit: int) -> tuple[int, int]:
-    """Return peak bytes, and passes over the features: one, or one for each round of strips."""
+    """Return peak bytes, and the number of passes over the features: one for each round of strips."""
     rows, dim, step = problem.rows, problem.dim, _tile_height(problem, problem.rows)
     if isinstance(choose_solver(rows, dim, Damping(), limit), Cholesky):
         waiting, each = gram_bytes(dim, step, problem.read_itemsize, 4)
@@ -160,7 +161,7 @@ def calibrate() -> Speed:
     """
     left, right = (np.ones((1024, 1024), dtype=np.float32) for _ in range(2))
     left @ right
-    # The first product, which starts BLAS, was not measured.
+    # The first product only starts BLAS: it is not timed.
     flops = 2 * 1024**3 / _fastest(lambda: left @ right, 5)
     data = np.random.default_rng(0).bytes(CHUNK_BYTES)
     try:
@@ -179,5 +180,5 @@ def calibrate() -> Speed:
 
 
 def _fastest(run: Callable[[], object], times: int) -> float:
-    """Return the least of some times in seconds: the others were disturbed."""
+    """Return the least of some times in seconds: the others were disturbed by something."""
     return max(min(timeit.repeat(run, number=1, repeat=times)), 1e-9)

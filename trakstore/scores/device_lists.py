@@ -1,7 +1,7 @@
-"""Running lists of a top-k on a GPU, and entries of a tile there; torch is imported with this module.
+"""Running top-k lists on a GPU, and entries of a tile there; importing this imports torch.
 
-What happens to a tile is the same whatever is in it: no step waits for a number to come back, so that
-the next rows are read meanwhile.
+The operations on a tile do not depend on its values: none waits for a number from the GPU, so that the
+next rows are read meanwhile.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from trakstore.passes.gpu import NotFiniteError
 from trakstore.passes.pinned import Upload, to_host
 from trakstore.scores.running_lists import NOWHERE, Lists, Order, group_size
 
-# The place of an entry is below this: a rank holds it in its lower half.
+# Positions of entries are below this: a rank holds the position in its lower half.
 _PLACES = 2**31
 
 
 class DeviceLists:
-    """Lists of a window's targets while tiles stream by, the same as :class:`.Running` has.
+    """Lists of a window's targets on a GPU, as :class:`.Running` keeps them on the CPU.
 
-    A list is merged with each tile. Of the tile only some groups of neighbouring columns are looked at:
-    the k groups of each target whose best score comes first hold its first k scores.
+    Each tile is merged into the lists. Only some groups of neighbouring columns of the tile are
+    examined: for each target, the k groups whose best scores come first contain its first k scores.
     """
 
     def __init__(self, rows: int, k: int, device: str) -> None:
@@ -33,7 +33,7 @@ class DeviceLists:
         self._key = torch.full((rows, k), -math.inf, dtype=torch.float32, device=there)
         self._score = torch.zeros((rows, k), dtype=torch.float32, device=there)
         self._position = torch.full((rows, k), NOWHERE, dtype=torch.int64, device=there)
-        # The largest magnitude so far: NaN stays in it.
+        # The largest magnitude so far: once NaN or infinite, it stays so.
         self._largest = torch.zeros((), dtype=torch.float32, device=there)
         self._positions = Upload(there)
 
@@ -44,13 +44,13 @@ class DeviceLists:
         positions: NDArray[np.int64],
         order: Order,
     ) -> None:
-        """Take scores of all targets with the train rows at ascending ``positions``."""
+        """Update the lists with scores of all targets and the train rows at ascending ``positions``."""
         ends = torch.stack(torch.aminmax(tile)).abs().amax()
         self._largest = torch.maximum(self._largest, ends)
         k, key = self._key.shape[1], _keys(tile, order)
         column = _candidates(key, k)
-        # Listed entries come from lower positions than those of this tile, and in order: an entry's
-        # place among both breaks its ties as its position would.
+        # Listed entries have lower positions than those of this tile, and are in order. So an entry's
+        # place among both breaks ties as its position would.
         listed = _ranks(self._key, torch.arange(k, device=tile.device))
         offered = _ranks(key.gather(1, column), column + k)
         best = torch.topk(torch.cat([listed, offered], dim=1), k, dim=1).values
@@ -80,28 +80,28 @@ class DeviceLists:
 
 
 def _keys(tile: Tensor, order: Order) -> Tensor:
-    """Return keys of scores, a new tensor: the larger, the further in front."""
+    """Return keys of scores in a new tensor: the larger key comes first."""
     if order == "magnitude":
         return tile.abs()
-    # −0 and 0 are equal, but their bits are not: −0 + 0 is 0, and 0 − 0 as well.
+    # −0 and 0 are equal, but their bits are not. Adding 0, or subtracting from it, gives 0 for both.
     return 0.0 - tile if order == "smallest" else tile + 0.0
 
 
 def _candidates(key: Tensor, k: int) -> Tensor:
-    """Return columns among which the first k of each row are, shape (rows, candidates)."""
+    """Return columns that contain the first k scores of each row, shape (rows, candidates)."""
     rows, columns = key.shape
     size = group_size(k, columns)
     every = torch.arange(columns, device=key.device)
     if size == 1:
         return every.expand(rows, columns)
-    # Of groups with equal bests the first one has the first position. So the k first groups have k
-    # entries that come before all those of any other group.
+    # Of groups with equal bests, the first one has the lowest position. So the first k groups have k
+    # entries that come before every entry of any other group.
     groups = columns // size
     best = key[:, : groups * size].unflatten(1, (groups, size)).amax(2)
     rank = torch.topk(_ranks(best, every[:groups]), k, dim=1, sorted=False).values
     first = (_PLACES - (rank & 0xFFFFFFFF)) * size
     chosen = (first[:, :, None] + every[:size]).flatten(1)
-    # Columns that make no whole group are candidates always.
+    # Columns beyond the last whole group are always candidates.
     rest = every[groups * size :]
     return torch.cat([chosen, rest.expand(rows, len(rest))], dim=1)
 
@@ -109,7 +109,7 @@ def _candidates(key: Tensor, k: int) -> Tensor:
 def _ranks(key: Tensor, place: Tensor) -> Tensor:
     """Return integers that order finite keys, larger first, and equal ones by place, lower first."""
     bits = key.view(torch.int32)
-    # The bits of negative floats ascend as the floats descend.
+    # As integers, the bits of negative floats ascend as the floats descend.
     ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return ascending.to(torch.int64) * 2**32 + (_PLACES - place)
 

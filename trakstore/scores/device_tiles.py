@@ -1,4 +1,4 @@
-"""Tiles of scores on a GPU, through torch, which is imported with this module."""
+"""Tiles of scores on a GPU, through torch; importing this imports torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from trakstore.passes.pinned import Upload, to_device, to_host
 from trakstore.passes.rows import Rows
 
-# The device and the left operands there of each window that is in use.
+# The device, and the left operands on it, of each window in use.
 _ON_DEVICE: weakref.WeakKeyDictionary[Any, tuple[torch.device, list[Tensor]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -24,8 +24,8 @@ _LOCK = threading.Lock()
 class DeviceTiles:
     """Tiles of a :class:`~trakstore.scores.parts.Window`, made on a device one after the other.
 
-    Rows of a tile are read and sent while the tile before it is computed. Products are float32, so that
-    the numbers are those of the CPU to float32 rounding.
+    A tile's rows are read and sent while the tile before it is computed. Products are float32, so that
+    results equal those of the CPU up to float32 rounding.
     """
 
     def __init__(self, window: Any, device: str) -> None:
@@ -33,12 +33,13 @@ class DeviceTiles:
         self._window, self._lefts = window, _lefts(window, there)
         own = window.thresholds
         self._thresholds = None if own is None else to_device(own[:, None], there)
-        # Apart, since a scale that is as small as a column would have the place of a tile of features.
+        # Scales have memory of their own: small as they are, they would take the place of a tile of
+        # features.
         self._features = Upload(there)
         self._columns = Upload(there, self._features.streams)
 
     def tile(self, start: int, stop: int) -> Tensor:
-        """Ask for the scores with train rows start..stop, shape (w, stop - start)."""
+        """Start computing the scores with train rows start..stop, shape (w, stop - start)."""
         window, total = self._window, None
         for left, train, scale in zip(self._lefts, window.trains, window.scales, strict=True):
             with self._features.widened(train, start, stop) as right:
@@ -63,8 +64,8 @@ class DeviceTiles:
 
 
 def _lefts(window: Any, device: torch.device) -> list[Tensor]:
-    """Return the left operands on the device, to which they are sent once for all tiles."""
-    # Tasks that begin at once would each send them.
+    """Return the left operands on the device, which are sent there once for all tiles."""
+    # Without the lock, tasks that begin together would each send them.
     with _LOCK:
         kept = _ON_DEVICE.get(window)
         if kept is None or kept[0] != device:

@@ -1,6 +1,6 @@
 """Saved scores of which only some are kept: the first of each target, or those above a threshold.
 
-Both are written window of targets after window; what a stopped save wrote of a window is kept.
+Both are written by windows of targets, so that a save that stopped keeps its finished windows.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from trakstore.scores.window_plans import plan_windows
 from trakstore.storage import layout
 from trakstore.storage.tables.saved_arrays import SavedArray
 
-# An entry: its target's row in the window, its column, and its score.
+# An entry is its target's row in the window, its column, and its score.
 ENTRY = np.dtype([("row", np.int64), ("column", np.int64), ("score", np.float32)])
 ENTRY_CHUNK = CHUNK_BYTES // 8
-# One part in so many of the limit is for the entries of a task, and of a window.
+# The entries of a task, and those of a window, may each take one part in so many of the limit.
 TASK_SHARE, WINDOW_SHARE = 32, 8
 
 
@@ -44,7 +44,7 @@ def save_top(save: Save, k: int) -> Begun:
     height = begun.arrays[0].chunks[0]
     done = frozenset.intersection(*(save.written(one) for one in begun.arrays))
     for at, start in enumerate(range(0, rows, height)):
-        # A window is there once all of its three chunks are.
+        # A window is complete once all three of its chunks are there.
         if (at, 0) in done:
             continue
         targets = range(start, min(rows, start + height))
@@ -60,20 +60,20 @@ def save_top(save: Save, k: int) -> Begun:
 def save_above(save: Save, threshold: float) -> Begun:
     """Write all |score| >= threshold, target by target: ``stop``, ``column`` and ``score``.
 
-    ``stop`` ends each target's entries; its chunk is written last of a window's, and so says that
-    the window is there.
+    ``stop`` ends each target's entries. Of a window, its chunk is written last, and so shows that the
+    window is complete.
     """
     scores, (rows, columns) = save.scores, save.scores.shape
     limit = memory_budget(save.memory_limit)
-    # A window's entries, sorted, and entries that wait to be merged.
+    # The window's sorted entries, and entries that wait to be merged into them.
     fixed = 4 * limit // WINDOW_SHARE
     sizes = scores.sizes
-    # On a GPU a tile has magnitudes and a mask beside it.
+    # On a GPU a tile comes with its magnitudes and a mask.
     there = 6 * sizes.tile_rows
     what = "scores above a threshold"
     plan = plan_windows(sizes, what, limit, fixed_bytes=fixed, device_bytes=there)
     stop = SavedArray("stop", "int64", (rows,), (plan.targets,), ("target",))
-    # Until it is known how many entries there are, the arrays are as long as there are scores.
+    # The number of entries is not known yet, so that the arrays are as long as there are scores.
     size = rows * columns
     begun = save.begin([stop, *_entry_arrays(size, save.dtype)], plan.targets)
     stop = begun.arrays[0]
@@ -90,7 +90,8 @@ def save_above(save: Save, threshold: float) -> Begun:
                 most = _Most(threshold, last - first, limit)
                 one = _AbovePass(scores.tile_rows, window, first, most)
                 kept = one.run(columns, workers=plan.workers).entries
-                # Tiles come in order of columns, so that a stable sort leaves them ascending.
+                # Tiles come in the order of their columns, which a stable sort keeps within each
+                # target.
                 kept = kept[np.argsort(kept["row"], kind="stable")]
                 what = f"scores of targets {first}..{last}"
                 values = kept["column"], narrowed(kept["score"], save.dtype, what)
@@ -100,7 +101,7 @@ def save_above(save: Save, threshold: float) -> Begun:
                 save.write(stop, total + np.cumsum(counts), first)
                 total += len(kept)
             progress.advance((last - first) * columns)
-    # Chunks stay as they are; only the documents say how many entries there are.
+    # The chunks stay; only the arrays' documents are given the number of entries.
     made = [stop, *_entry_arrays(total, save.dtype)]
     documents = {layout.document_key(save.path, one.name): one.document for one in made}
     save.location.put(documents)
@@ -116,14 +117,14 @@ def _entry_arrays(count: int, dtype: str) -> list[SavedArray]:
 
 @dataclass(frozen=True)
 class _Most:
-    """The number of entries that fit: of targets above a threshold, within a memory limit."""
+    """Limit on the number of entries above a threshold, from the memory limit."""
 
     threshold: float
     targets: int
     limit: int
 
     def check(self, count: int, share: int) -> None:
-        """Raise a :class:`MemoryLimitError` where so many take more than a share of the limit."""
+        """Raise a :class:`MemoryLimitError` if so many entries exceed their share of the limit."""
         if count * ENTRY.itemsize > self.limit // share:
             raise MemoryLimitError(
                 f"more than {count:,} scores of {self.targets} targets pass the threshold "
@@ -134,7 +135,7 @@ class _Most:
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    """Entries of a range, in the order of their tiles; merging refuses too many."""
+    """Entries of a range, in the order of their tiles; merging raises when there are too many."""
 
     entries: NDArray[np.void]
     most: _Most
@@ -142,7 +143,7 @@ class _Entries:
 
 @dataclass(frozen=True, eq=False)
 class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
-    """Entries whose magnitude is a threshold or more."""
+    """Pass that collects the entries whose magnitude reaches a threshold."""
 
     most: _Most
     takes_tensors: ClassVar[bool] = True
@@ -168,7 +169,7 @@ class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
             from trakstore.scores.device_lists import entries_above
 
             return entries_above(tile, self.most.threshold)
-        # A finite sum says so of all its terms.
+        # If the sum is finite, so are all its terms.
         if not np.isfinite(np.add.reduce(tile, axis=None)) and not np.isfinite(tile).all():
             raise NumericsError(
                 f"scores with train rows {low}..{low + tile.shape[1]} are not finite; look at the "
@@ -184,7 +185,7 @@ class _AbovePass(WindowPass[list[NDArray[np.void]], _Entries]):
 def check_kept(
     scores: Scores, top: int | None, threshold: float | None
 ) -> tuple[int | None, float | None]:
-    """Return the two as Python's own numbers; refuse a ``top`` or ``threshold`` that means nothing."""
+    """Return ``top`` and ``threshold`` as Python numbers; refuse values without meaning."""
     if top is not None and threshold is not None:
         raise TrakStoreError("top and threshold exclude each other: give one of them, or neither")
     if top is not None:

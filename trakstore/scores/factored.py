@@ -43,26 +43,26 @@ class Scores:
     method : str
         Name of the method: ``"trak"``, ...
     parts : tuple of Part
-        Shares of the epochs; all of one shape.
+        Shares of the epochs, all of one shape.
     target_ids, train_ids : Rows, shapes (m,) and (n,)
         Sample ids, lazy.
     train_positions, target_positions : Rows, shapes (n,) and (m,), optional
         Positions of the train rows and the targets in their stored splits; 0, 1, ... when None.
     reduce : {"mean", "sum"}
-        Reduction over the epochs; a mean weighs them by the inverse ``length`` of their parts.
+        Reduction over the epochs; a mean divides each epoch by the ``length`` of its part.
     average : {"factors", "scores"}
-        Place of the column scales Q_c. ``"factors"``: averaged apart from the products,
-        (reduce_c L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
+        Use of the column scales Q_c. ``"factors"``: averaged separately from the products, (reduce_c
+        L_c Φ_cᵀ)·diag(mean_c Q_c). ``"scores"``: reduce_c(L_c Φ_cᵀ diag(Q_c)).
     train_labels, target_labels : Rows, shapes (n,) and (m,), optional
-        Classes.
+        Class of each row.
     device : str
-        Device that computes tiles: see :meth:`to`.
+        Device that computes tiles, see :meth:`to`.
     soft_threshold : float or "auto"
-        s of ``sign(τ)·max(|τ| − s, 0)``, applied to each score last; 0 changes nothing. ``"auto"``:
-        each target's own, the spread of its scores with most train rows (:mod:`own_thresholds`).
+        s in ``sign(τ)·max(|τ| − s, 0)``, applied to each score last; 0 changes nothing. ``"auto"``: one
+        s for each target, the spread of its scores with most train rows (:mod:`own_thresholds`).
     threshold_parts : tuple of Part
-        Parts with the train rows that ``"auto"`` looks at: of all train rows when the scores were made,
-        so that no score depends on what is selected later. Empty for other thresholds.
+        Parts with the train rows that ``"auto"`` uses: all those of the scores as they were made, so
+        that no score depends on a later selection. Empty for other thresholds.
 
     Raises
     ------
@@ -104,7 +104,7 @@ class Scores:
             sampled = tuple(part.isel(every, sampled_rows(rows)) for part in self.parts)
             object.__setattr__(self, "threshold_parts", sampled)
         for part in self.parts:
-            # Parts are added up entry by entry, so that all have the same targets and train rows.
+            # Parts are added entry by entry, so that all must have the same targets and train rows.
             got = (part.target.shape[0], part.train.shape[0])
             if got != self.shape or part.target.shape[1:] != part.train.shape[1:]:
                 raise TrakStoreError(
@@ -135,7 +135,7 @@ class Scores:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Factors of the epochs' parts: they sum up to 1 in a mean, and are all 1 in a sum."""
+        """Factors of the epochs' parts: they sum to 1 in a mean, and are all 1 in a sum."""
         if self.reduce == "sum":
             return (1.0,) * len(self.parts)
         inverse = [1 / part.length for part in self.parts]
@@ -148,7 +148,7 @@ class Scores:
 
     @property
     def scale_apart(self) -> MeanRows | None:
-        """The mean of the column scales, where they are averaged apart from the products."""
+        """The mean of the column scales, where it is separate from the products."""
         return self._scale_apart(self.parts)
 
     def _scale_apart(self, parts: Sequence[Part]) -> MeanRows | None:
@@ -157,7 +157,7 @@ class Scores:
 
     @property
     def sizes(self) -> ScoreSizes:
-        """Sizes that plans of operations depend on."""
+        """Sizes from which operations are planned."""
         parts, rows = self.parts, self.tile_rows
         solved = [(part, min(part.solve_rows, self.shape[0])) for part in parts]
         return ScoreSizes(
@@ -196,7 +196,7 @@ class Scores:
     def window(self, start: int, stop: int, ahead: int = AHEAD_BYTES) -> Window:
         """Precondition targets start..stop: the left operand of their tiles.
 
-        ``ahead`` bytes of stored rows may be read before they are asked for, here and in each task.
+        Up to ``ahead`` bytes of stored rows may be read in advance, here and in each task.
 
         Raises
         ------
@@ -204,7 +204,7 @@ class Scores:
             For targets that are not in these scores.
         """
         start, stop = as_range(start, stop, self.shape[0], "targets")
-        # The mean over epochs is in the left factors, so that tiles only add up.
+        # The left factors include the mean over epochs, so that tiles need only be added.
         with together((one for part in self.parts for one in part.reads(start, stop)), ahead):
             lefts = tuple(part.left(start, stop) for part in self.parts)
         for left, share in zip(lefts, self.shares, strict=True):
@@ -236,8 +236,8 @@ class Scores:
     def to(self, device: str) -> Scores:
         """Return the same scores, whose tiles are computed on ``"cuda"`` (by torch) or ``"cpu"``.
 
-        Running lists and sums stay there too. Where a worker cannot use the device, it warns and works
-        on the CPU.
+        Running lists and sums stay on the device too. A worker that cannot use it warns, and works on
+        the CPU.
 
         Raises
         ------
@@ -283,19 +283,19 @@ class Scores:
         raise NotFoundError(f"no epoch {epoch!r} in {self}{did_you_mean(epoch, self.epochs)}")
 
     def isel(self, target: Index = slice(None), train: Index = slice(None)) -> Scores:
-        """Select targets and train rows by position, lazily; the result has two dimensions always.
+        """Select targets and train rows by position, lazily; the result always has two dimensions.
 
         Parameters
         ----------
         target, train : int, slice, sequence of int, or array of bool
-            Positions to keep, in this order, or a mask of all; negative ones count from the end.
+            Positions to keep, in this order, or a mask over all; negative ones count from the end.
 
         Raises
         ------
         NotFoundError
             When a position is out of range.
         TrakStoreError
-            When it is neither a position nor a mask of all.
+            When it is neither a position nor a mask over all.
 
         Examples
         --------
@@ -316,9 +316,9 @@ class Scores:
         )
 
     def sel(self, target_id: Ids | None = None, train_id: Ids | None = None) -> Scores:
-        """Select targets and train rows by their sample ids, lazily; all where no ids are given.
+        """Select targets and train rows by their sample ids, lazily; without ids, all are kept.
 
-        Saved scores (:func:`trakstore.open_scores`) are selected by the same names.
+        Saved scores (:func:`trakstore.open_scores`) take the same names.
 
         Parameters
         ----------
@@ -330,7 +330,7 @@ class Scores:
         NotFoundError
             When no sample has such an id.
         TrakStoreError
-            When they are no ids.
+            When ``target_id`` or ``train_id`` holds anything but ids.
 
         Examples
         --------
@@ -357,18 +357,18 @@ class Scores:
             "target_id": ("target", lazy_column(self.target_ids, rows)),
             "train_id": ("train", lazy_column(self.train_ids, columns)),
         }
-        # A block is as wide as a tile, which is read and multiplied as a whole, and has 32 MB at most.
+        # A block is as wide as a tile, which is read and multiplied as a whole, and has at most 32 MB.
         data = lazy_matrix(self, rows, columns)
         return xr.DataArray(data, dims=self.dims, coords=coords, name=self.method)
 
     @property
     def _block(self) -> tuple[int, int]:
-        """Targets and train rows of a block of the lazy array."""
+        """Return the targets and train rows of a block of the lazy array."""
         columns = self.tile_rows
         return max(1, min(self.shape[0], BLOCK_VALUES // columns)), columns
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        # NumPy asks for a view with copy=False, and there is no array to look at.
+        # With copy=False NumPy asks for a view, but there is no array to view.
         if copy is False:
             raise ValueError("scores are computed when they become an array: copy=False cannot be")
         # Tasks in other processes cannot write into an array of this one.

@@ -12,7 +12,7 @@ from trakstore.scores.parts import F32, TileMaker, Window
 
 @dataclass(frozen=True, eq=False)
 class FillPass(Pass[TileMaker, None]):
-    """Scores of all targets of a window, as they come, in ``out`` of shape (targets, n)."""
+    """Pass that writes the scores of a window's targets to ``out``, shape (targets, n)."""
 
     window: Window
     out: F32

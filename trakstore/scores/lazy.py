@@ -1,4 +1,4 @@
-"""Windows, tiles and columns as lazy Dask arrays, for everything that works on those."""
+"""Windows, tiles and columns as lazy Dask arrays, for code that works on such arrays."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class _Windows(Protocol):
 def lazy_matrix(source: _Windows, rows: int, columns: int) -> da.Array:
     """Return a float32 array of blocks (rows, columns).
 
-    The graph is made by hand, so that each window of rows, which costs a solve, is one task that all
-    its blocks share.
+    The graph is made by hand, so that a window of rows, which costs a solve, is one task shared by all
+    of its blocks.
     """
     if 0 in source.shape:
         return _empty(source.shape, np.dtype(np.float32))
     tops, lefts = list(ranges(source.shape[0], rows)), list(ranges(source.shape[1], columns))
-    # Equal scores have equal names, by which Dask knows a block that it has already.
+    # Equal scores have equal names, so that Dask recognises a block that it has already.
     token = tokenize(source, rows, columns)
     name, window, sent = f"scores-{token}", f"window-{token}", sent_once(source)
     graph: dict[Any, Any] = {}
@@ -49,7 +49,7 @@ def lazy_column(column: Rows, size: int) -> da.Array:
         return _empty(column.shape, column.dtype)
     pieces = list(ranges(column.shape[0], size))
     name = f"column-{tokenize(column.token, size)}"
-    # The column is one entry of the graph, to which all blocks refer.
+    # The column is one entry of the graph, and all blocks refer to it.
     graph: dict[Any, Any] = {f"origin-{name}": column}
     for at, piece in enumerate(pieces):
         graph[(name, at)] = (_read, f"origin-{name}", *piece)
@@ -58,7 +58,7 @@ def lazy_column(column: Rows, size: int) -> da.Array:
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> da.Array:
-    """Return an array without values: Dask takes no dimension that is cut into no blocks."""
+    """Return an array without values, since Dask takes no dimension cut into zero blocks."""
     empty: da.Array = da.from_array(np.empty(shape, dtype), chunks=-1)
     return empty
 

@@ -28,9 +28,9 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
     Raises
     ------
     NumericsError
-        A score is NaN or infinite.
+        When a score is NaN or infinite.
     MemoryLimitError
-        One target and one tile do not fit.
+        When one target and one tile do not fit.
     """
     columns = scores.shape[1]
     plan = plan_windows(
@@ -41,14 +41,14 @@ def row_moments(scores: Scores, memory_limit: int | str | None = None) -> tuple[
         device_bytes=8 * scores.tile_rows,
     )
     sums = each_window(scores, plan, _SumPass, "means")
-    # In float64, since the variance is the difference of two large numbers.
+    # In float64, since the variance is a small difference of two large numbers.
     mean, square = np.concatenate(sums, axis=1) / columns
     if not np.isfinite(square).all():
         bad = int(np.flatnonzero(~np.isfinite(square))[0])
         raise NumericsError(
             f"scores of target {bad} are NaN or infinite: look at `trakstore kernel`"
         )
-    # Rounding may leave the variance of nearly equal scores below 0.
+    # Rounding may make the variance of nearly equal scores negative.
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 

@@ -1,4 +1,4 @@
-"""Scores that a function needs, and errors that say what was given in their place."""
+"""Checks that a function is given scores, with errors that name what it was given."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trakstore.scores.factored import Scores
 
 
 def need_scores(got: object) -> None:
-    """Raise a :class:`TrakStoreError` for what is no :class:`Scores`."""
+    """Raise a :class:`TrakStoreError` for anything but :class:`Scores`."""
     if not isinstance(got, Scores):
         raise TrakStoreError(
             f"needed Scores, as trak_scores and the like give them, got {type(got).__name__}; a matrix "

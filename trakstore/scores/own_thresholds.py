@@ -1,8 +1,8 @@
-"""Soft thresholds of each target's own: the spread that its scores with most train samples have.
+"""Soft thresholds for each target: the spread of its scores with most train samples.
 
-Most train samples have next to nothing to do with a target, so that the middle of the scores' absolute
-values tells the size of what is not its doing: noise of the projection, and of the kernel. A threshold
-there leaves few scores, and takes the noise out of the sum of many that a subset's effect is.
+Most train samples have next to nothing to do with a target, so that the median of the absolute scores
+shows the size of noise, from the projection and the kernel. A threshold of that size keeps few scores,
+and removes the noise from the sum of many scores that predicts a subset's effect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TARGETS = 1024
 
 
 def sampled_rows(count: int) -> range | NDArray[np.int64]:
-    """Return the rows of so many that thresholds are taken from, ascending: all where they are few."""
+    """Return the train rows, ascending, that give the thresholds: all where they are few."""
     if count <= PLACES * ROWS:
         return range(count)
     starts = np.linspace(0, count - ROWS, PLACES).astype(np.int64)
@@ -34,7 +34,7 @@ def sampled_rows(count: int) -> range | NDArray[np.int64]:
 
 
 def own_thresholds(window: Window) -> NDArray[np.float32]:
-    """Compute the median of |τ| over 0.6745 of each target, shape (w,), from all scores of a window."""
+    """Compute median |τ| / 0.6745 for each target, shape (w,), from all scores of a window."""
     targets, rows = len(window.lefts[0]), window.trains[0].shape[0]
     out = np.empty(targets, np.float32)
     for low in range(0, targets, TARGETS):

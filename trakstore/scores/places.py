@@ -1,4 +1,4 @@
-"""Places of targets and train rows: of positions and masks that people give, and of sample ids."""
+"""Places of targets and train rows, from positions, masks and sample ids that people give."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from trakstore.storage.ids import as_ids
 Index: TypeAlias = int | slice | Sequence[int] | NDArray[Any]
 Ids: TypeAlias = int | str | Sequence[int] | Sequence[str] | NDArray[Any]
 
-# Ids that the nearest is searched among: among millions that would take minutes.
+# Most ids among which the nearest one is searched: among millions this would take minutes.
 _SEARCHED = 10_000
 
 
 def positions(index: Index, size: int, dim: str) -> Taken:
-    """Return the positions that an index selects of ``size``; ``dim`` is for the message."""
+    """Return the positions that an index selects out of ``size``; ``dim`` is named in errors."""
     if isinstance(index, slice):
         return range(*index.indices(size))
     array: NDArray[Any] = np.atleast_1d(np.asarray(index))
@@ -36,25 +36,25 @@ def positions(index: Index, size: int, dim: str) -> Taken:
 
 
 def places_of_ids(column: Rows, ids: Ids, what: str) -> NDArray[np.int64]:
-    """Return the places of samples that are named by their ids, in the order of the names.
+    """Return the positions of samples named by their ids, in the order of the names.
 
     Parameters
     ----------
     column : Rows
-        All ids.
+        All ids, by position.
     ids : int, str, or sequence of them
-        Names of some.
+        Names of the wanted samples.
     what : str
-        Word for one of the samples, for the message.
+        Word for one of the samples, for messages.
 
     Raises
     ------
     NotFoundError
-        No sample has such an id.
+        When no sample has one of the ids.
     TrakStoreError
-        ``ids`` are no ids.
+        When ``ids`` are no ids.
     """
-    # Python's own values: ids of any dtype compare as a caller writes them.
+    # Python's own values compare as a caller writes them, whatever the dtype of the ids.
     wanted = np.atleast_1d(as_ids(ids)).ravel().tolist()
     known, among = whole_column(column).tolist(), set(wanted)
     places = {one: at for at, one in enumerate(known) if one in among}

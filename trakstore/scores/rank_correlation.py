@@ -12,7 +12,7 @@ F64 = NDArray[np.float64]
 
 
 def spearman(a: NDArray[Any], b: NDArray[Any]) -> F64:
-    """Compute Spearman's correlation of each row of two arrays (m, n); NaN where a row is constant.
+    """Compute Spearman's correlation for each row of two arrays (m, n); NaN for constant rows.
 
     Examples
     --------
@@ -23,14 +23,14 @@ def spearman(a: NDArray[Any], b: NDArray[Any]) -> F64:
 
 
 def centred_ranks(rows: NDArray[Any]) -> F64:
-    """Rank each row, and take the mean off; ties have the mean of their ranks."""
-    # The ranks 1..n have the mean (n + 1)/2, also where ties share theirs.
+    """Rank each row and subtract the mean; ties share the mean of their ranks."""
+    # The ranks 1..n have the mean (n + 1)/2, with ties too.
     centred: F64 = rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2
     return centred
 
 
 def row_correlation(a: F64, b: F64) -> F64:
-    """Compute the correlation of rows whose means are 0; NaN where all of a row is 0."""
+    """Compute the correlation of rows whose means are 0; NaN for rows of zeros."""
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     with np.errstate(invalid="ignore"):
         correlation: F64 = (a * b).sum(1) / norms

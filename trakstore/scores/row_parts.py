@@ -17,29 +17,29 @@ __all__ = ["of_row_parts", "parts_apart"]
 
 
 def of_row_parts(scores: Scores, column: int, epoch: Epoch, parts: F32) -> F32:
-    """Compute one epoch's share of the scores of the same targets with the parts of one train row.
+    """Compute one epoch's share of the scores of the same targets with parts of one train row.
 
     Parameters
     ----------
     scores : Scores
         Scores with all train rows, shape (m, n).
     column : int
-        Place of the row among them.
+        Position of the row among these.
     epoch : epoch
-        One of the scores.
+        An epoch of the scores.
     parts : ndarray of float32, shape (p, k)
-        Rows of features at that epoch that add up to the row's.
+        Features of parts of the row at that epoch, which add up to the row's.
 
     Returns
     -------
     ndarray of float32, shape (m, p)
-        A score is linear in the train row's features, and the row's Q and length are those of each of
-        its parts: shares of all epochs and parts add up to the row's score.
+        Shares of the scores. A score is linear in the train row's features, and each part takes the
+        row's Q and length: the shares of all epochs and parts add up to the row's score.
 
     Raises
     ------
     TrakStoreError
-        For scores that are cut off at a threshold: they are not linear.
+        For scores with a threshold, which are not linear.
     """
     if scores.soft_threshold:
         raise TrakStoreError(
@@ -48,7 +48,7 @@ def of_row_parts(scores: Scores, column: int, epoch: Epoch, parts: F32) -> F32:
     one = scores.isel(train=column)
     at = one.epochs.index(epoch)
     part = one.parts[at]
-    # The Q that is averaged over the epochs is so before the others are left out.
+    # Q is averaged over all epochs before the other epochs are left out.
     scale = part.column_scale if one.scale_apart is None else one.scale_apart
     part = replace(part, train=ArrayRows(parts), column_scale=_repeated(scale, len(parts)))
     alone = replace(
@@ -65,30 +65,30 @@ def of_row_parts(scores: Scores, column: int, epoch: Epoch, parts: F32) -> F32:
 def parts_apart(
     scores: Scores, column: int, epoch: Epoch, parts: F32, *, eight_bits: bool = False
 ) -> float:
-    """Return how far the sum of parts is from the train row at an epoch, as a share of the row.
+    """Return the distance between the sum of parts and the train row, as a share of the row's norm.
 
     Parameters
     ----------
     scores : Scores
         Scores with all train rows.
     column : int
-        Place of the row among them.
+        Position of the row among these.
     epoch : epoch
-        One of the scores.
+        An epoch of the scores.
     parts : ndarray of float32, shape (p, k)
-        Rows of features that should add up to the row's.
+        Features of parts that should add up to the row's.
     eight_bits : bool
-        True for a row of integers times a scale: half a step of each number is no difference then.
+        True for a row of integers times a scale: differences of half a step are then ignored.
     """
     one = scores.isel(train=column)
     stored = one.parts[one.epochs.index(epoch)].train.read(0, 1)[0]
     row, wide = np.asarray(stored, dtype=np.float64), parts.astype(np.float64)
     apart = np.abs(wide.sum(axis=0) - row)
     if eight_bits:
-        # The largest number of a row is LARGEST steps.
+        # The largest number of a row is LARGEST steps, which gives the step.
         step = np.abs(row).max(initial=0.0) / LARGEST
         apart = np.maximum(apart - step / 2, 0)
-    # Parts that nearly cancel leave their own rounding in the sum, however small that is.
+    # Parts that nearly cancel leave their own rounding in the sum, however small the sum is.
     length = max(np.linalg.norm(row), np.linalg.norm(wide), np.finfo(np.float32).tiny)
     return float(np.linalg.norm(apart) / length)
 

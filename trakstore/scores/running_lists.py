@@ -1,4 +1,4 @@
-"""Running lists of a top-k: entries that beat a target's k-th, sorted in now and then."""
+"""Running top-k lists: entries that beat a target's k-th are collected, and sorted in now and then."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from trakstore.planning import ranges
 
 Order: TypeAlias = Literal["largest", "smallest", "magnitude"]
 
-# Values of a tile that are looked at together, and the most bytes that this takes, all of them tied.
+# Values of a tile that are examined together, and the most bytes that this takes, if all are tied.
 SELECT_VALUES = 2**17
 SELECT_BYTES = 64 * SELECT_VALUES
 # The position of a place in a list that is still free.
 NOWHERE = np.iinfo(np.int64).max
 # Bytes of an entry: key, score and position.
 STATE_BYTES = 4 + 4 + 8
-# Bytes of the entries that wait: at most three, each with its row, for each that is kept.
+# Bytes of waiting entries for each kept entry: at most three wait, each with its row.
 WAITING_BYTES = 3 * (STATE_BYTES + 8)
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Lists of some targets, shape (targets, k) each: key (larger comes first), score and position."""
+    """Lists of some targets, shape (targets, k) each: key (larger is first), score and position."""
 
     key: NDArray[Any]
     score: NDArray[Any]
@@ -36,13 +36,13 @@ class Lists:
 
     @classmethod
     def joined(cls, parts: Sequence[Lists], axis: int = 0) -> Lists:
-        """Put lists of several targets below each other, or (axis 1) several lists of each together."""
+        """Stack the lists of several targets or, along axis 1, join several lists of each target."""
         columns = zip(*((one.key, one.score, one.position) for one in parts), strict=True)
         return cls(*(np.concatenate(column, axis) for column in columns))
 
 
 class Running:
-    """The lists of a window while tiles stream by, in blocks of rows that fit a cache."""
+    """Lists of a window while tiles stream by, in blocks of targets that fit a cache."""
 
     def __init__(self, rows: int, k: int, dtype: np.dtype[Any], columns: int) -> None:
         pieces = ranges(rows, max(1, SELECT_VALUES // columns))
@@ -51,7 +51,7 @@ class Running:
     def offer(
         self, tile: NDArray[Any], target: int, positions: NDArray[np.int64], order: Order
     ) -> None:
-        """Take scores of targets from ``target`` on with the train rows at ascending ``positions``."""
+        """Update lists from ``target`` on with scores of train rows at ascending ``positions``."""
         check_finite(tile, target, positions)
         for low, high, block in self._blocks:
             block.offer(tile[low:high], positions, order)
@@ -64,7 +64,7 @@ class Running:
 class _Block:
     """Lists of a few targets, and entries that beat a k-th but are not sorted in yet.
 
-    They are sorted in only once there are as many as in the lists: about log(n / k) times in all.
+    They are sorted in once they are as many as the lists' entries: about log(n / k) times in all.
     """
 
     def __init__(self, rows: int, k: int, dtype: np.dtype[Any]) -> None:
@@ -76,10 +76,10 @@ class _Block:
     def offer(self, tile: NDArray[Any], positions: NDArray[np.int64], order: Order) -> None:
         rows, k = self._best.key.shape
         key = keys(tile, order)
-        # Positions ascend from tile to tile, so that a score equal to the k-th loses its tie.
+        # Positions ascend from tile to tile, so that a score equal to the k-th loses the tie.
         better = key > self._best.key[:, -1:]
-        # In the first tiles nearly all beat the k-th. Only the first k of a tile can be in the list.
-        # All that tie with its k-th stay, since the sort decides between them.
+        # In the first tiles nearly all scores beat the k-th, but only the first k of a tile can enter
+        # the list. All that tie with the k-th of these stay, since the sort decides between them.
         if k < tile.shape[1] and np.count_nonzero(better) > 2 * k * rows:
             better &= key >= np.partition(key, -k, axis=1)[:, -k, None]
         at, column = np.divmod(np.flatnonzero(better), tile.shape[1])
@@ -91,7 +91,8 @@ class _Block:
     def sort_in(self) -> Lists:
         """Sort the waiting entries into the lists, and return these.
 
-        Entries are in order of position, which a stable sort keeps: of equal scores the first wins.
+        Entries are in the order of their positions, which a stable sort keeps: of equal scores the
+        first wins.
         """
         if self._count:
             rows, k = self._best.key.shape
@@ -101,8 +102,8 @@ class _Block:
             row, key, score, position = (
                 np.concatenate([part.ravel() for part in parts]) for parts in columns
             )
-            # Sorted by row, then by key. Each row has at least the k entries of its list, so that its
-            # first k lie from the end of the row before on.
+            # Entries are sorted by row, then by key. Each row has at least the k entries of its list:
+            # its first k begin where the row before ends.
             sizes = np.bincount(row)
             ranked = np.lexsort((-key, row))
             kept = ranked[(np.cumsum(sizes) - sizes)[:, None] + np.arange(k)]
@@ -112,7 +113,7 @@ class _Block:
 
 
 def keys(tile: NDArray[Any], order: Order) -> NDArray[Any]:
-    """Return keys of scores: the larger, the further in front."""
+    """Return keys of scores: the larger key comes first."""
     if order == "largest":
         return tile
     turned: NDArray[Any] = np.negative(tile) if order == "smallest" else np.abs(tile)
@@ -132,12 +133,12 @@ def first_of(lists: Lists, k: int) -> Lists:
 
 
 def select_bytes(k: int, columns: int) -> int:
-    """Return the bytes for looking at some rows of a tile and sorting in their waiting entries."""
+    """Return the bytes for examining some rows of a tile and sorting in their waiting entries."""
     return SELECT_BYTES + 4 * k * max(1, SELECT_VALUES // columns) * (STATE_BYTES + 32)
 
 
 def group_size(k: int, columns: int) -> int:
-    """Return the columns of a group, by which about as many groups as candidates are looked at.
+    """Return the columns of a group, chosen so that groups and candidates are about equally many.
 
     Examples
     --------
@@ -148,19 +149,18 @@ def group_size(k: int, columns: int) -> int:
 
 
 def device_list_bytes(k: int, columns: int) -> int:
-    """Return the bytes of a target's list on a GPU, and of what is made of its part of a tile."""
+    """Return the bytes that each target takes on a GPU: its list, and work on its part of a tile."""
     size = group_size(k, columns)
     candidates = k * size + columns % size if size > 1 else columns
     looked_at = k + max(candidates, columns // size)
-    # Keys; ranks as they are made, joined, and as topk works on them; two lists, and what is gathered
-    # for them.
+    # Keys; ranks as they are made, joined, and used by topk; two lists, and entries gathered for them.
     return 4 * columns + 64 * looked_at + 96 * k
 
 
 def check_finite(tile: NDArray[Any], target: int, positions: NDArray[np.int64]) -> None:
     """Raise a :class:`NumericsError` that names the first score that is not finite."""
-    # A finite sum says so of all its terms, in one pass that keeps nothing. Another one may have
-    # overflowed only itself.
+    # If the sum is finite, so are all its terms, and nothing is kept. An infinite sum may be an
+    # overflow of finite terms: then each is looked at.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.add.reduce(tile, axis=None)):
             return

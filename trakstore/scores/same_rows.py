@@ -1,4 +1,4 @@
-"""Comparison of the samples of several scores, which are put together by position."""
+"""Comparison of the samples of several scores, which are combined by position."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from trakstore.quantities import shown
 from trakstore.scores.factored import Scores
 from trakstore.scores.windows import Matrix
 
-_PIECE = 2**18  # ids that are held of either side at a time
+_PIECE = 2**18  # ids of each side that are held at a time
 
 
 def need_same_rows(runs: Sequence[Matrix]) -> None:
-    """Refuse scores of one shape whose targets or train rows have other ids than those of the first.
+    """Refuse scores of one shape whose targets or train rows have other ids than the first scores.
 
-    Plain arrays, and rows that are named by their positions alone, say nothing of their samples and
-    are taken.
+    Plain arrays, and rows named by their positions alone, say nothing of their samples: they are
+    accepted.
 
     Parameters
     ----------
     runs : sequence of Scores, DataArray or array, shape (m, n) each
-        Scores that are to be compared or put together.
+        Scores that are to be compared or combined.
 
     Raises
     ------
     SpecMismatchError
-        For the first that has another sample in some row; both ids are shown.
+        When one has another sample in some row; both ids are shown.
     """
     for number, run in enumerate(runs[1:], 2):
         for side in ("target", "train"):
@@ -52,7 +52,7 @@ def _compare(own: Rows, like: Rows, where: str, there: str) -> None:
 
 
 def _differences(own: Rows, like: Rows) -> Iterator[tuple[int, Any, Any]]:
-    """Yield rows whose ids differ, and both ids; a number and a text always do."""
+    """Yield rows whose ids differ, with both ids; a number always differs from a text."""
     as_texts = [rows.dtype.kind not in "iu" for rows in (own, like)]
     for start, stop in ranges(own.shape[0], _PIECE):
         here, there = own.read(start, stop), like.read(start, stop)

@@ -1,4 +1,4 @@
-"""A save of scores under way: its place, the arrays that a stopped one began, and its dtype."""
+"""A save of scores under way: its place, the arrays that a stopped save began, and its dtype."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trakstore.storage.tables.saved_table import begin_table, pending_arrays
 
 @dataclass(frozen=True)
 class Begun:
-    """Arrays that a save writes, and the group's document until they are whole."""
+    """Arrays that a save writes, and the group's document to be written once they are whole."""
 
     arrays: list[SavedArray]
     document: bytes
@@ -28,17 +28,17 @@ class Begun:
 
 @dataclass(frozen=True)
 class Save:
-    """A save that was asked for.
+    """A save of scores.
 
     Attributes
     ----------
     scores : Scores
     location, path
-        The group that is written.
+        Group to be written.
     token : str
-        Tells these scores from others.
+        Text that is equal only for the same scores.
     dtype : str
-        The stored dtype.
+        Stored dtype.
     memory_limit : int or str, optional
     """
 
@@ -52,8 +52,8 @@ class Save:
     def begin(self, arrays: list[SavedArray], most: int | None = None) -> Begun:
         """Return the arrays to write: new ones, or those that a stopped save of the same scores began.
 
-        Those may have chunks of another number of targets, ``most`` at most, since there was other
-        memory then. While a save runs, the group's document holds its token.
+        The latter may have chunks of another number of targets, at most ``most``, since another memory
+        limit held then. While a save runs, the group's document holds its token.
         """
         document = self.location.get(layout.document_key(self.path))
         begun = pending_arrays(document, self.token)
@@ -67,7 +67,7 @@ class Save:
         array.write(self.location, self.path, values, (first,) + (0,) * (values.ndim - 1))
 
     def written(self, array: SavedArray) -> frozenset[tuple[int, ...]]:
-        """List the chunks of an array that are there; an empty one, after a power loss, is not."""
+        """List the chunks of an array that exist and are not empty, as one is after a power loss."""
         chunks: list[tuple[int, ...]] = [()]
         for _ in array.shape:
             chunks = [
@@ -88,24 +88,24 @@ def _without_height(array: SavedArray) -> SavedArray:
 
 
 def narrowed(scores: NDArray[np.float32], dtype: str, what: str) -> NDArray[Any]:
-    """Return scores as they are stored; nothing is clamped, nothing lost without a word.
+    """Return scores in the stored dtype; values that would be clamped or lost are refused.
 
     Parameters
     ----------
     scores : ndarray of float32, shape (rows, columns) or (columns,)
     dtype : str
-        The stored dtype.
+        Stored dtype.
     what : str
         Name of these scores, for the message.
 
     Raises
     ------
     NumericsError
-        When a score is not finite in ``dtype``, or the norm of a row changes by more than 1%, since
-        its scores are too small.
+        When a score is not finite in ``dtype``, or scores are so small that rounding changes the norm
+        of a row by more than 1%.
     """
-    # A sum that is finite says so of all its terms, in one pass that keeps nothing. One that is not may
-    # have overflowed only itself.
+    # If the sum is finite, so are all its terms, and nothing is kept. An infinite sum may be an
+    # overflow of finite terms.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         stored = scores.astype(dtype, copy=False)
         total = np.add.reduce(stored, axis=None, dtype=np.float32)

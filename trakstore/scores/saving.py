@@ -62,36 +62,37 @@ def save_scores(
     scores : Scores, shape (m, n)
         Scores to write, of m targets and n train rows.
     store : FeatureStore or its place
-        Store that is there; it need not be the one that the scores are made from.
+        Existing store; it need not be the one that the scores are made from.
     name : str
-        A new name. What a save of the same scores that was stopped left under it is kept: only the
-        chunks that are missing are computed; of a part of the matrix, the windows of targets.
+        A new name. A stopped save of the same scores under this name is continued: only missing chunks
+        are computed or, for a part of the matrix, missing windows of targets.
     top : int, optional
-        Keep the so many scores of largest magnitude of each target only.
+        Number of scores of largest magnitude to keep of each target; all by default.
     threshold : float, optional
-        Keep the scores with ``|score| >= threshold`` only.
+        Least magnitude: only scores with ``|score| >= threshold`` are kept.
     dtype : {"float32", "float16"}
         Stored dtype.
     memory_limit : int or str, optional
         Bytes of one process; a quarter of the available memory when None.
     overwrite : bool
-        Delete complete scores of that name first.
+        Whether to delete complete scores of that name first.
 
     Returns
     -------
     DataArray or Dataset
-        As :func:`open_scores` gives it.
+        Saved scores, as :func:`open_scores` returns them.
 
     Raises
     ------
     TrakStoreError
-        When the name is taken, without ``overwrite``; ``top`` or ``threshold`` out of range, or both.
+        When the name is taken and ``overwrite`` is false, or ``top`` or ``threshold`` is out of range,
+        or both are given.
     NumericsError
         When a score is not finite, or scores are too large or too small for ``dtype``.
     MemoryLimitError
         When one target and one tile do not fit, or too many scores pass the threshold.
     LocationError
-        When another process saves under that name just now.
+        When another process is saving under that name.
 
     Examples
     --------
@@ -112,12 +113,12 @@ def save_scores(
     with claimed(location, path, "save"):
         if not overwrite:
             check_new_name(store, name)
-        # Only complete scores are deleted: what a stopped save left may be of these.
+        # Only complete scores are deleted: what a stopped save left may be continued.
         elif read_table(location, path):
             delete_table(location, path)
         token = scores_token(scores)
         if threshold is not None:
-            # Entries above one threshold are no part of those above another.
+            # Entries above one threshold cannot be continued with another.
             token = str(tokenize(token, threshold))
         _save(Save(scores, location, path, token, dtype, memory_limit), top, threshold)
     return open_scores(store, name)
@@ -134,7 +135,7 @@ def _save(save: Save, top: int | None, threshold: float | None) -> None:
         begun = save_above(save, threshold)
     else:
         begun = _save_matrix(save)
-    # The ids come last, as they cost little and are written again by a save that goes on.
+    # The ids come last: they cost little, and a continued save writes them again.
     arrays = begun.arrays + [_save_ids(save, rows, dim) for dim, rows in ids.items()]
     document = {
         COORDINATES: " ".join(f"{dim}_id" for dim in ids),
@@ -151,13 +152,13 @@ def _save(save: Save, top: int | None, threshold: float | None) -> None:
 def _save_matrix(save: Save) -> Begun:
     """Write the whole matrix, in chunks of about 8 MB that span several targets and train rows.
 
-    A chunk is written whole, by one task, and is there or not: no marker is needed.
+    A chunk is written whole, by one task, so that it exists or not: no marker is needed.
     """
     scores, (rows, columns) = save.scores, save.scores.shape
     width = min(columns, scores.tile_rows)
     height = max(1, min(rows, CHUNK_BYTES // (np.dtype(save.dtype).itemsize * width)))
-    # Chunks of even height, so that a window may hold all targets, and no higher than a window, so that
-    # each is written once, by one task.
+    # The height of chunks is even, so that a window may hold all targets, and at most that of a window,
+    # so that each chunk is written once, by one task.
     height = -(-rows // -(-rows // height))
     plan = plan_windows(scores.sizes, "streaming scores", save.memory_limit, align=height)
     height = min(height, plan.targets)
@@ -171,7 +172,7 @@ def _save_matrix(save: Save) -> Begun:
 
 
 def check_new_name(store: Where | FeatureStore, name: str) -> None:
-    """Raise a :class:`TrakStoreError` when the store has complete scores of that name."""
+    """Raise a :class:`TrakStoreError` if the store has complete scores of that name."""
     location = open_store(store).location
     if read_table(location, layout.scores_path(name)):
         raise TrakStoreError(
@@ -181,7 +182,7 @@ def check_new_name(store: Where | FeatureStore, name: str) -> None:
 
 
 def drop_scores(store: Where | FeatureStore, name: str) -> None:
-    """Delete saved scores from the disk, or what a save that was stopped left of them.
+    """Delete saved scores, or the remains of a save that stopped.
 
     Parameters
     ----------
@@ -193,9 +194,9 @@ def drop_scores(store: Where | FeatureStore, name: str) -> None:
     Raises
     ------
     NotFoundError
-        When nothing has that name.
+        When there is nothing of that name.
     LocationError
-        When another process saves under that name just now.
+        When another process is saving under that name.
 
     Examples
     --------
@@ -218,7 +219,7 @@ def scores_token(scores: Scores) -> str:
         (
             str(part.epoch),
             part.weight,
-            # Scores that were saved before epochs had lengths keep their token.
+            # Scores that were saved before epochs had lengths must keep their token.
             *((part.length,) if part.length != 1 else ()),
             part.kernel,
             part.factor and (type(part.factor).__name__, part.factor.damping),
@@ -329,7 +330,7 @@ def sparse_scores(store: Where | FeatureStore, name: str) -> csr_array:
     if not isinstance(saved, xr.Dataset) or "stop" not in saved:
         raise TrakStoreError(f"scores {name!r} were not saved with a threshold: use open_scores")
     shape = (saved.sizes["target"], saved.sizes["train"])
-    # SciPy has no float16.
+    # SciPy does not support float16.
     score = saved["score"].values.astype(np.float32)
     # The ends of rows are SciPy's indptr.
     ends = np.concatenate([[0], saved["stop"].values])

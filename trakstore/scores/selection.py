@@ -19,16 +19,16 @@ Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Train rows in groups.
+    """Train rows divided into groups.
 
     Attributes
     ----------
     of : ndarray of int32, shape (n,)
-        The group of each row; -1 for rows that no list may name.
+        Group of each row; -1 for rows that no list may name.
     counts : tuple of int
         Rows of each group.
     labels : ndarray, shape (groups,)
-        Their names.
+        Names of the groups.
     """
 
     of: NDArray[np.int32]
@@ -40,20 +40,20 @@ class Groups:
         return bool((self.of[start:stop] >= 0).any())
 
     def within(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """Return the groups that have rows in start..stop, with those rows counted from ``start``."""
+        """Return the groups with rows in start..stop, and these rows counted from ``start``."""
         here = self.of[start:stop]
         return [(int(one), np.flatnonzero(here == one)) for one in np.unique(here) if one >= 0]
 
 
 def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Groups | None:
-    """Return one group of the rows that are wanted, or one a class; None when all rows are.
+    """Return one group of the wanted rows, or one group a class; None if all rows are wanted.
 
     Raises
     ------
     TrakStoreError
-        A mask of another length, an unknown key, scores without labels.
+        For a mask of another length, an unknown key, or scores without labels.
     NotFoundError
-        Ids or labels that no train row has.
+        For ids or labels that no train row has.
     """
     if where is None and not per_class:
         return None

@@ -34,17 +34,17 @@ def group_scores(
 ) -> Scores:
     r"""Compute scores between groups of targets and groups of train rows.
 
-    Scores are linear in both, so that features are summed, not scores:
-    :math:`\sum_{t \in G} \sum_{z \in H} \tau(t, z)` costs a pass over each side, and no product of
-    all targets with all train rows.
+    Scores are linear in the features of both sides, so that features are summed rather than scores:
+    :math:`\sum_{t \in G} \sum_{z \in H} \tau(t, z)` costs a pass over each side, and no product of all
+    targets with all train rows.
 
     Parameters
     ----------
     scores : Scores
         Scores whose targets or train rows are grouped.
     targets, train : "label", or sequence with a group for each row, optional
-        ``"label"``: by the stored classes. Groups may be numbers or strings; they come sorted. Not
-        grouped when None.
+        ``"label"``: by the stored classes. Groups may be numbers or strings, and come sorted. None
+        leaves the rows as they are.
     how : {"sum", "mean"}
         Reduction of the scores of a group's rows.
     memory_limit : int or str, optional
@@ -53,17 +53,17 @@ def group_scores(
     Returns
     -------
     Scores
-        (target, train) with groups in the place of rows, their names as ids; 8·k bytes for each
-        group and epoch are held in memory.
+        Scores (target, train) with groups in place of rows, and the groups' names as ids; they hold 8·k
+        bytes in memory for each group and epoch.
 
     Raises
     ------
     TrakStoreError
-        A grouping of another length, ``"label"`` without labels, scores with a soft threshold.
+        For a grouping of another length, ``"label"`` without labels, or scores with a soft threshold.
     NumericsError
-        A feature or scale that is not finite.
+        When a feature or scale is not finite.
     MemoryLimitError
-        The sums do not fit.
+        When the sums do not fit.
 
     Examples
     --------
@@ -78,9 +78,9 @@ def group_scores(
         raise TrakStoreError(f"how must be 'sum' or 'mean', got {how!r}")
     if scores.soft_threshold:
         raise TrakStoreError("scores with a soft threshold are not linear: group them without it")
-    # Σ over targets of L = q T (K + λI)⁻¹ is that of q T, solved once: what is summed is not
-    # preconditioned yet. Scales that are averaged apart are the same for all epochs, and so may enter
-    # each epoch's sum over train rows.
+    # The sum over targets of L = q T (K + λI)⁻¹ is the solution for the sum of q T, which is therefore
+    # summed first and solved once. Scales that are averaged separately are the same for all epochs, and
+    # may enter each epoch's sum over train rows.
     if targets is not None:
         groups = _groups(scores, targets, "targets", memory_limit)
         parts = tuple(
@@ -166,7 +166,8 @@ class _SumPass(Pass[NDArray[np.float64], NDArray[np.float64]]):
         tile = np.asarray(self.rows.read(low, high), dtype=np.float64)
         scale = np.ones(high - low) if self.scale is None else self.scale.read(low, high)
         which = (self.of[low:high], np.arange(high - low))
-        # A sparse matrix that sums by a product: each column has its scale in the row of its group.
+        # A sparse matrix sums rows by a product: each of its columns has the row's scale in the group's
+        # row.
         pick = csr_array((np.asarray(scale, dtype=np.float64), which), (self.groups, high - low))
         state += pick @ tile
         return state

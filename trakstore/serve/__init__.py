@@ -1,10 +1,10 @@
-"""Questions that are answered while one waits: from Python, over HTTP, on a live page.
+"""Answers to single questions at once: from Python, over HTTP, on a live page.
 
-Where something belongs:
+Places for additions:
 
 - a way to say what is asked about, such as a text: ``question.py``; ``new_samples.py`` makes samples;
-- what an answer holds: ``answer_data.py``, and ``answer.html`` shows it, on the page and in a notebook;
-- an address of the service: ``routes.py``, described in ``description.py`` for OpenAPI;
+- part of an answer: ``answer_data.py``; ``answer.html`` shows it, on the page and in a notebook;
+- an address of the service: ``routes.py``; ``description.py`` describes it for OpenAPI;
 - a limit on what others may ask: ``limits.py``.
 """
 

@@ -1,4 +1,4 @@
-"""Rules on who may ask: a token, the name that the service is called by, the page that sends."""
+"""Rules on who may ask, by token, by the name used for the service, and by the page that sends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trakstore.errors import TrakStoreError
 from trakstore.serve.bodies import BadRequestError
 
 LEAST_LETTERS = 16
-# Addresses that hold nothing of the store, and are given to anybody.
+# Addresses that reveal nothing of the store, and are open to everybody.
 OPEN = ("/", "/health", "/openapi.json")
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address is reached from this machine alone."""
+    """Tell whether an address can be reached from this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -28,14 +28,14 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Access:
-    """Rules that each request is held to.
+    """Rules that apply to each request.
 
     Attributes
     ----------
     host : str
-        Address that the service listens at.
+        Address at which the service listens.
     token : str, optional
-        Text that requests must bring; needed where others than this machine reach the service.
+        Text that requests must bring; required if other machines can reach the service.
     """
 
     host: str
@@ -57,15 +57,15 @@ class Access:
             )
 
     def check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
-        """Let a request pass, or refuse it.
+        """Accept a request, or refuse it.
 
         Raises
         ------
         BadRequestError
-            401 without the token; 403 by another name than that of this machine, or from a page of
+            401 without the token; 403 with a host name other than this machine's, or from a page of
             another site.
         """
-        # A page of another site can make its own name lead here: what it sends names that.
+        # A page of another site can make its own host name lead here, but its requests name that host.
         if self.token is None and not is_loopback(_name_of(headers.get("host", ""))):
             raise BadRequestError(403, "ask by the address of this machine, such as 127.0.0.1")
         origin = headers.get("origin")

@@ -1,4 +1,4 @@
-"""``Answer``: what a question gives, which shows itself in a notebook."""
+"""``Answer``: the reply to a question, which shows itself in a notebook."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trakstore.report.extras import need_extra
 from trakstore.serve.answer_data import AnswerData
 from trakstore.serve.rendering import answer_page
 
-_BESIDE = 8  # entries beside each other in a usual notebook
+_BESIDE = 8  # entries that fit side by side in a usual notebook
 
 
 class Answer(AnswerData):

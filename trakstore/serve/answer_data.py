@@ -1,4 +1,4 @@
-"""Data of an answer: the samples that helped and harmed, and what they were found by."""
+"""Data of an answer: the samples that helped and harmed, and the origin of their scores."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Entry:
     id : int or str
         Sample id.
     score : float
-        Score of the asked sample with it.
+        Score of the sample in question with this one.
     position : int
         Row of the stored train split.
     label : int or None
-        Class, where it is stored.
+        Class, if it is stored.
     by_epoch : tuple of float
-        Score of each epoch alone; none where there is one epoch.
+        Score of each epoch alone; empty if there is only one epoch.
     low, high : float or None
-        95% bootstrap interval of the mean over epochs, from three on: as if they were models that were
-        trained apart, which epochs of one training are not.
+        95% bootstrap interval of the mean over epochs, from three on. It treats epochs as models that
+        were trained separately, which those of one training are not.
     shown : Shown or None
-        Text, picture or cells, where the data set is there.
+        Text, image or cells, if the data set is available.
     tokens : ScoredTokens or None
-        Tokens with their parts of the score, where they were asked for.
+        Tokens with their parts of the score, if they were asked for.
 
     Examples
     --------
@@ -59,7 +59,7 @@ class Entry:
         return f"Entry({self.id!r} {self.score:+.3g}{text}{tokens})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return a dict for JSON."""
         own: dict[str, Any] = {"id": self.id, "score": self.score, "position": self.position}
         if self.label is not None:
             own["label"] = self.label
@@ -79,23 +79,23 @@ class AnswerData:
     Attributes
     ----------
     target : int, str or None
-        Id of the sample; None where it is in no split.
+        Id of the sample; None if it is in no split.
     split : str or None
-        Split that it is in.
+        Split of the sample.
     label, predicted : int or None
-        Its class, and the class that the model of the last epoch says; None where that is not known.
+        Its class, and the class predicted by the model of the last epoch; None if unknown.
     shown : Shown or None
         The sample itself.
     proponents, opponents : tuple of Entry
-        The largest scores, and the smallest, the first one first.
+        Entries with the largest scores, and with the smallest, the most extreme first.
     method : str
         Name of the method.
     epochs : tuple of epochs
         Epochs whose scores are combined.
     share : float
-        Share of the train rows that were looked at: 1 once it is whole.
+        Share of the train rows that were scored: 1 for the final answer.
     provenance : mapping of str to str, number or mapping
-        What the scores were made from.
+        Origin of the scores.
     """
 
     target: int | str | None
@@ -116,7 +116,7 @@ class AnswerData:
         return any(one.tokens for one in (*self.proponents, *self.opponents))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold, as the service gives it."""
+        """Return a dict for JSON, in the form of the service's answers."""
         asked = {"label": self.label, "predicted": self.predicted, **shown_document(self.shown)}
         return {
             "target": self.target,

@@ -21,16 +21,16 @@ Entries = tuple[Entry, ...]
 def entries_of(
     ends: BothEnds, scores: Scores, stored: StoredSamples, show: SamplesToShow | None
 ) -> tuple[Entries, Entries]:
-    """Make the entries of both lists; scores of single epochs come once the lists are whole.
+    """Make the entries of both lists; scores of single epochs are added once the lists are final.
 
     Parameters
     ----------
     ends : BothEnds
     scores : Scores
-        Of the one target.
+        Scores of the one target.
     stored : StoredSamples
     show : SamplesToShow, optional
-        Source of texts and images; none where only ids are wanted.
+        Source of texts and images; None if only ids are wanted.
     """
     lists = [one.isel(target=0) for one in (ends.largest, ends.smallest)]
     both = [_plain(one, stored, show) for one in lists]
@@ -49,7 +49,7 @@ def entries_of(
 
 
 def _plain(listed: xr.Dataset, stored: StoredSamples, show: SamplesToShow | None) -> list[Entry]:
-    """Make the entries of a list, but for its places that are still free."""
+    """Make the entries of a list, leaving out places that are still free."""
     columns = [listed[name].values.tolist() for name in ("train", "score", "position")]
     labels = stored.train_labels
     return [

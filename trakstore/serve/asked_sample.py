@@ -1,4 +1,4 @@
-"""The sample that a question is about: its features, and what can be said of it."""
+"""The sample that a question is about: its features, and its description."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trakstore.report.sample import Shown
 from trakstore.storage.layout import FEATURES, Epoch
 
 C = TypeVar("C")
-# All that methods take of a target.
+# Every column that methods read of a target.
 _COLUMNS = (FEATURES, "norm", "out_to_loss")
 
 
@@ -24,7 +24,7 @@ class AskedSample:
     Attributes
     ----------
     columns : mapping of epoch to mapping of str to ndarray
-        Columns that methods take, one row each.
+        Columns that methods read, one row each.
     ids : ndarray, shape (1,)
     target : int, str or None
         Id; None for a sample that is in no split.
@@ -43,5 +43,5 @@ class AskedSample:
 
 
 def taken_columns(columns: Mapping[str, C]) -> dict[str, C]:
-    """Return the columns that methods take."""
+    """Return the columns that methods read."""
     return {name: columns[name] for name in _COLUMNS if name in columns}

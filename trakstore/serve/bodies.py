@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON from anybody, checked and made a question."""
+"""Bodies of requests: anybody's JSON, checked and turned into a question."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def read_json(body: bytes) -> dict[str, Any]:
     Raises
     ------
     BadRequestError
-        400: it is none, has numbers that JSON lacks, is nested too deep, or names a field twice.
+        400: it is no JSON object, has numbers that JSON lacks, is nested too deep, or repeats a field.
     """
     try:
         text = body.decode("utf-8")
         document = json.loads(text, parse_constant=_no_number, object_pairs_hook=_named_once)
-        # A half of a surrogate pair is no text: it cannot be written again.
+        # Half of a surrogate pair is no text, and could not be written again.
         json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise BadRequestError(400, "the body is not UTF-8 text") from None
@@ -47,7 +47,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Others that read the same body may take the first value of a name, where Python takes the last.
+    # A proxy that reads the same body may take the first value of a name, and Python takes the last.
     document = dict(pairs)
     if len(document) < len(pairs):
         ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
@@ -60,14 +60,14 @@ def _no_number(name: str) -> NoReturn:
 
 
 def question_of(document: Mapping[str, Any], limits: Limits) -> Question:
-    """Make a question of a document.
+    """Turn a document into a question.
 
     Raises
     ------
     BadRequestError
-        400: a field that is not known, or of another type.
+        400: a field is unknown, or has a wrong type.
     BadQuestionError
-        Not one of the fields that say which sample is meant.
+        When not exactly one of the fields names the sample.
     """
     unknown = [name for name in document if name not in _FIELDS]
     if unknown:
@@ -91,7 +91,7 @@ def question_of(document: Mapping[str, Any], limits: Limits) -> Question:
         k=given.get("k"),
         epochs=None if epochs is None else tuple(epochs if isinstance(epochs, list) else [epochs]),
         method=given.get("method"),
-        # True stands for a few: each token is a pass over its sample, for which somebody waits.
+        # True stands for a few entries: each token is a pass over its sample, and somebody is waiting.
         tokens=_FEW_SCORED if given.get("tokens") is True else int(given.get("tokens", 0)),
         show=given.get("samples", True),
     )

@@ -1,4 +1,4 @@
-"""The query that questions get, which is changed for another one as a whole."""
+"""The query that answers questions, which is replaced as a whole when the store changes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager, nullcontext
 
 from trakstore.serve.query import Query
 
-_STEP = 0.1  # seconds after which a question that waits looks whether anybody waits for it
+_STEP = 0.1  # seconds between checks whether a waiting question is still wanted
 
 
 class CurrentQuery:
-    """A query of a store as it is, or was when it could be opened last.
+    """A query of the store as it is, or as it was when it could last be opened.
 
-    Two queries are in memory while one is changed for the other, where the memory limit has room for
-    both. Else the kernels of the old one are let go first, and questions wait for the new one.
+    During the replacement two queries are in memory, if the memory limit has room for both. Otherwise
+    the old one's kernels are dropped first, and questions wait for the new one.
 
     Parameters
     ----------
@@ -24,24 +24,24 @@ class CurrentQuery:
 
     def __init__(self, query: Query) -> None:
         self._query, self._pausing = query, False
-        self._taken: list[Query] = []  # once for each question under way
+        self._taken: list[Query] = []  # an entry for each question in progress
         self._changed = threading.Condition()
-        # True while the store has changed, and cannot be opened as it is now.
+        # True while the store has changed, but cannot be opened.
         self.is_stale = False
 
     @property
     def query(self) -> Query:
-        """The query as it is now, to look at; who asks it takes it."""
+        """The present query, to look at; a question uses :meth:`taken`."""
         return self._query
 
     @contextmanager
     def taken(self, go_on: Callable[[], None]) -> Iterator[Query]:
-        """Give the query to one question, which is answered by it to the end.
+        """Lend the query to one question, which it answers to the end.
 
         Parameters
         ----------
         go_on : callable
-            Called while it waits: it raises where nobody waits for the answer any more.
+            Called while waiting; it raises when nobody waits for the answer any more.
         """
         with self._changed:
             while self._pausing:
@@ -57,15 +57,15 @@ class CurrentQuery:
                 self._changed.notify_all()
 
     def renew(self) -> None:
-        """Change the query for one of the store as it is now.
+        """Replace the query by one of the present store.
 
         Raises
         ------
         TrakStoreError
-            The store cannot be opened as it is now: nothing is changed.
+            When the store cannot be opened; nothing is changed then.
         """
         old = self._query
-        # A question of minutes may still be at the one before: three would be in memory.
+        # A long question may still use the query before: a third one would be in memory.
         self._wait_until(lambda: all(one is old for one in self._taken))
         new = old.renewed()
         with nullcontext() if old.fits_twice else self._paused():
@@ -81,7 +81,7 @@ class CurrentQuery:
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        """Wait until no question is under way; others wait meanwhile."""
+        """Wait until no question is in progress, while new ones wait."""
         self._pausing = True
         try:
             self._wait_until(lambda: not self._taken)

@@ -8,16 +8,16 @@ from collections.abc import Callable
 
 
 class DaemonThreads:
-    """A pool of threads which, unlike those of ``concurrent.futures``, no process waits for at its end.
+    """A pool of threads for which, unlike those of ``concurrent.futures``, no process waits at its end.
 
-    A function that is taken back leaves the queue at once, with all that it holds.
+    A cancelled function leaves the queue at once, with everything that it holds.
 
     Parameters
     ----------
     count : int
         Functions that run at once.
     name : str
-        Start of the threads' names.
+        Beginning of the threads' names.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -28,7 +28,7 @@ class DaemonThreads:
         self._closed = False
 
     def submit(self, function: Callable[[], None]) -> None:
-        """Have a function run, which raises nothing, once a thread is free."""
+        """Run a function, which must not raise, as soon as a thread is free."""
         with self._changed:
             self._queue.append(function)
             if len(self._threads) < self._count:
@@ -38,7 +38,7 @@ class DaemonThreads:
             self._changed.notify()
 
     def cancel(self, function: Callable[[], None]) -> bool:
-        """Take a function back, and tell whether no thread had begun it."""
+        """Cancel a function, and tell whether no thread had begun it."""
         with self._changed:
             if function not in self._queue:
                 return False
@@ -46,7 +46,7 @@ class DaemonThreads:
             return True
 
     def close(self) -> None:
-        """Begin no further function."""
+        """Begin no further functions."""
         with self._changed:
             self._closed = True
             self._queue.clear()

@@ -12,7 +12,7 @@ _JSON = "application/json"
 
 
 def openapi(version: str, limits: Limits) -> dict[str, Any]:
-    """Describe every address, what it takes and what it gives, as OpenAPI 3.1."""
+    """Describe every address with its requests and answers, as OpenAPI 3.1."""
     error = _reply("What is wrong", _ref("Error"))
     codes = ("400", "401", "403", "404", "408", "413", "415", "422", "431", "503")
     answer = _reply("The samples that helped and harmed", _ref("Answer"))

@@ -1,4 +1,4 @@
-"""Scores of each epoch alone, and how far apart they are."""
+"""Scores of each epoch alone, and intervals of their mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Interval: TypeAlias = tuple[float | None, float | None]
 
 
 def scores_by_epoch(scores: Scores, columns: NDArray[np.int64]) -> NDArray[np.float32] | None:
-    """Return scores of one target with some train rows, shape (epochs, columns); None of one epoch."""
+    """Return scores of one target with some train rows, (epochs, columns); None for one epoch."""
     if len(scores.epochs) < 2 or not len(columns):
         return None
     some = scores.isel(train=columns)
@@ -22,15 +22,15 @@ def scores_by_epoch(scores: Scores, columns: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def intervals(scores: Scores, each: NDArray[np.float32] | None) -> list[Interval]:
-    """Return 95% bootstrap intervals of (weighted) means over epochs, one for each column of ``each``.
+    """Return 95% bootstrap intervals of (weighted) means over epochs, for each column of ``each``.
 
-    None where a score is not the mean of those of its epochs, or there are fewer than three.
+    Return None if a score is not the mean of its epochs' scores, or there are fewer than three.
     """
     if each is None:
         return []
     if len(each) < 3 or scores.reduce != "mean" or scores.scale_apart is not None:
         return [(None, None)] * each.shape[1]
-    # One seed: the same question has the same answer.
+    # A fixed seed, so that the same question gets the same answer.
     drawn = np.random.default_rng(0).integers(len(each), size=(_RESAMPLES, len(each)))
     counts = np.stack([(drawn == epoch).mean(axis=1) for epoch in range(len(each))], axis=1)
     counts *= scores.shares

@@ -1,4 +1,4 @@
-"""HTTP connections that have to send the head of a request in time, and whole."""
+"""HTTP connections on which the head of a request must arrive completely, and in time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _NO_HTTP = json.dumps({"error": "the request is not valid HTTP/1.1"}).encode()
 
 
 class DeadlineProtocol(H11Protocol):
-    """Connection that is closed when the head of a request does not come whole in time.
+    """Connection that is closed if the head of a request does not arrive completely in time.
 
-    Without it a few thousand connections that send a byte now and then would keep all others out: the
-    service's own limits of time begin with the body, and end with the answer. So what is left of a body
-    that was answered before it had come has the same time.
+    Without this, a few thousand connections that send a byte now and then would keep all others out:
+    the service's own time limits begin with the body, and end with the answer. The same time is given
+    to the rest of a body that was answered before it had arrived.
     """
 
     _waiting: asyncio.TimerHandle | None = None
@@ -31,16 +31,16 @@ class DeadlineProtocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; the deadline is of the whole head, and does not move with each of them."""
+        """Receive bytes; the deadline is for the whole head, and does not move with each of them."""
         super().data_received(data)
-        # Between requests nothing is waited for here: uvicorn closes connections that are kept alive.
+        # Idle connections are not handled here: uvicorn closes those that are kept alive.
         if self.conn.their_state is h11.IDLE or self._is_answered_early():
             self._wait()
         else:
             self._end_wait()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Refuse what is no HTTP in the way of all refusals; in the middle of an answer, end it."""
+        """Refuse what is not HTTP like any bad request; in the middle of an answer, end that."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = {
                 **HEADERS,
@@ -57,18 +57,18 @@ class DeadlineProtocol(H11Protocol):
         self.transport.close()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the rest of the body, where there is one."""
+        """Begin to wait for the rest of the body, if there is one."""
         super().on_response_complete()
         if self._is_answered_early():
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         self._end_wait()
         super().connection_lost(exc)
 
     def _is_answered_early(self) -> bool:
-        """Tell whether the body still comes after its answer; each byte resets uvicorn's own timer."""
+        """Tell whether the body is still coming after its answer; bytes reset uvicorn's own timer."""
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""The index of a service, opened once and asked for each target."""
+"""The index of a service, opened once and used for every target."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from trakstore.scores.both_ends import BothEnds
 from trakstore.scores.factored import Scores
 from trakstore.serve.held_kernels import HeldKernels
 
-if TYPE_CHECKING:  # it needs numba, which takes as long to import as a kernel of a small store does
+if TYPE_CHECKING:  # it needs numba, whose import takes as long as a small store's kernel
     from trakstore.scores.train_index import TrainIndex
 
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """The scores of the train rows with themselves, and their index: None where all are candidates."""
+    """Scores of the train rows with themselves, and their index; None if all rows are candidates."""
 
     scores: Scores
     index: TrainIndex | None
 
 
 class HeldIndex:
-    """An index for the scores of one method at all epochs that are served.
+    """An index for the scores of one method at all epochs of the service.
 
     Parameters
     ----------
     kernels : HeldKernels
-        The kernels of the service, with the method that it is of.
+        Kernels of the service, with the method of the index.
     memory_limit : int or str, optional
     """
 
@@ -52,17 +52,17 @@ class HeldIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its codes, where it is open."""
+        """Bytes of its codes, if it is open."""
         opened = self._opened
         return 0 if opened is None or opened.index is None else opened.index.nbytes
 
     def let_go(self) -> None:
-        """Hold no codes any more; who asks opens it again."""
+        """Drop the codes; the next use opens the index again."""
         with self._opening:
             self._opened = None
 
     def serves(self, scores: Scores) -> bool:
-        """Tell whether these are scores of other targets by the same kernels."""
+        """Tell whether scores are of other targets by the same kernels."""
         own = self.open().scores
         return (scores.method, scores.epochs) == (own.method, own.epochs)
 
@@ -76,7 +76,7 @@ class HeldIndex:
 
     @property
     def said(self) -> dict[str, Any]:
-        """Measured recall of its lists, for an answer's provenance."""
+        """Return the measured recall of its lists, for an answer's provenance."""
         from trakstore.scores.index_recall import MEASURED_ORDER, recall_of
 
         scores, index = self.open().scores, self.open().index
@@ -85,6 +85,6 @@ class HeldIndex:
         known = recall_of(index, scores, MEASURED_ORDER)
         if known is None:
             return {}
-        # Nothing is known of the list of opponents.
+        # The recall of the list of opponents was not measured.
         names = ("recall", "k", "checked", "candidates")
         return {"order": MEASURED_ORDER, **{name: getattr(known, name) for name in names}}

@@ -1,4 +1,4 @@
-"""Kernels of a few methods, factored once and held for all questions."""
+"""Kernels of a few methods, factored once and kept for all questions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trakstore.serve.question import BadQuestionError
 from trakstore.storage.layout import Epoch
 from trakstore.storage.store import FeatureStore
 
-_MOST = 3  # methods whose kernels are in memory
+_MOST = 3  # methods whose kernels are kept in memory
 
 
 @dataclass
@@ -31,14 +31,14 @@ class HeldKernels:
     ----------
     store : FeatureStore
     train : str
-        Split that is held responsible.
+        Split of the train rows.
     epochs : tuple of epochs
     method : str
-        Method of the service: that it has no scores is an error as it is.
+        Method of the service; if it has no scores, its own error is raised.
     damping, kernel, memory_limit
-        As the methods take them.
+        As in the score methods.
     ids : Rows
-        Ids of the train rows, in memory, as every answer lists some.
+        Ids of the train rows, in memory, since every answer lists some.
     rows : HeldRows
     """
 
@@ -59,34 +59,34 @@ class HeldKernels:
     def of(
         cls, store: FeatureStore, epochs: tuple[Epoch, ...], asked: QueryOptions, ids: Rows
     ) -> HeldKernels:
-        """Make one as a query was asked to be; with an index, rows are not held."""
+        """Make the kernels for a query with some options; with an index, rows are not kept."""
         limit = asked.memory_limit
         rows = HeldRows(0 if asked.index else memory_budget(limit) // 4)
         given = (asked.train, epochs, asked.method, asked.damping, asked.kernel, limit)
         return cls(store, *given, ids, rows)
 
     def scores(self, method: str) -> Scores:
-        """Return the scores of a method, made when it is first asked for.
+        """Return the scores of a method, made when they are first needed.
 
         Raises
         ------
         BadQuestionError
-            The store has no scores by this method.
+            When the store has no scores by this method.
         """
         with self._lock:
             held = self._held(method)
             making = self._making.setdefault(method, threading.Lock())
         if held is not None:
             return held
-        # One thread factors a kernel, and others that need the same one wait for that: those of
-        # methods that are held go on.
+        # One thread factors a kernel, and others that need the same one wait. Methods with a kernel are
+        # not held up.
         with making:
             with self._lock:
                 held = self._held(method)
             return self._keep(method, self._new(method)) if held is None else held
 
     def _held(self, method: str) -> Scores | None:
-        """Return the scores of a method that is held, which was the last to be used then."""
+        """Return the scores of a kept method, which becomes the one used last."""
         if method in self._made:
             self._made.move_to_end(method)
         return self._made.get(method)
@@ -100,19 +100,19 @@ class HeldKernels:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factors and rows that are held."""
+        """Bytes of the kept factors and rows."""
         with self._lock:
             made = [*self._made.values()]
         return self.rows.nbytes + sum(held_bytes(scores.parts) for scores in made)
 
     def let_go(self) -> None:
-        """Hold nothing any more; what is asked for again is made again."""
+        """Drop everything; it is made again when needed."""
         with self._lock:
             self._made.clear()
         self.rows.let_go()
 
     def c(self, method: str) -> float | Damping:
-        """Return the damping of a method: what was asked for, or its default."""
+        """Return the damping of a method: the one asked for, or its default."""
         if self.damping is not None:
             return self.damping
         return default_damping(method, self.store, self.train, self.epochs, self.kernel)
@@ -133,6 +133,6 @@ class HeldKernels:
         except TrakStoreError as error:
             if method == self.method:
                 raise
-            # Its message may name places: it is for the log alone.
+            # The error's message may name paths: it goes to the log only.
             raise BadQuestionError(f"this store has no scores by {method!r}") from error
         return self.rows.held(replace(scores, train_ids=self.ids))

@@ -1,4 +1,4 @@
-"""Train rows of small stores, held in memory for the next question."""
+"""Train rows of small stores, kept in memory for the next question."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from trakstore.passes.rows import ArrayRows, Rows, whole_column
 from trakstore.scores.factored import Scores
 from trakstore.storage.layout import Epoch
 
-MOST_HELD = 2**28  # bytes of all epochs together
+MOST_HELD = 2**28  # most bytes of all epochs together
 
 
 class HeldRows:
-    """Train features of each epoch, read once where all of them are few.
+    """Train features of each epoch, read once if all together are small.
 
     Parameters
     ----------
     budget : int
-        Bytes that may be taken; at most 256 MB are.
+        Bytes that may be used; never more than 256 MB are.
     """
 
     def __init__(self, budget: int) -> None:
@@ -35,16 +35,16 @@ class HeldRows:
             return sum(map(_bytes, self._features.values()))
 
     def let_go(self) -> None:
-        """Hold no rows any more."""
+        """Drop the rows."""
         with self._lock:
             self._features.clear()
 
     def held(self, scores: Scores) -> Scores:
-        """Return the same scores with rows in memory, where these fit; their tiles are the same."""
-        # What a cluster's workers need they read themselves: else each question would send it.
+        """Return the same scores with rows in memory, if these fit; their tiles are the same."""
+        # A cluster's workers read the rows themselves: otherwise each question would send them.
         if active_client() is not None or sum(map(_bytes, _trains(scores))) > self._most:
             return scores
-        # Methods that are made at once read the rows once.
+        # Under the lock, so that methods that are made at once read the rows once.
         with self._lock:
             for part in scores.parts:
                 if part.epoch not in self._features:
@@ -69,5 +69,5 @@ def _bytes(rows: Rows) -> int:
 
 
 def _in_memory(rows: Rows) -> ArrayRows:
-    # Of the same chunks, so that tiles, and with them all roundings, stay as they are.
+    # With the same chunks as stored, so that tiles, and with them roundings, stay the same.
     return ArrayRows(whole_column(rows), rows.chunk_rows)

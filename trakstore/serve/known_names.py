@@ -15,7 +15,7 @@ MOST_LISTED, _LISTED = 1000, 20
 
 
 def named_epochs(epochs: Any) -> tuple[Any, ...] | None:
-    """Return what names epochs as a tuple, one by itself too; None where all are meant."""
+    """Return named epochs as a tuple, even a single one; None if all are meant."""
     if epochs is None or isinstance(epochs, tuple):
         return epochs
     if isinstance(epochs, str) or not isinstance(epochs, Iterable) or is_whole(epochs):
@@ -24,20 +24,20 @@ def named_epochs(epochs: Any) -> tuple[Any, ...] | None:
 
 
 def known_epochs(named: Sequence[Epoch] | None, known: tuple[Epoch, ...]) -> tuple[Epoch, ...]:
-    """Return the epochs that a question names, each once; all where it names none.
+    """Return the epochs that a question names, each once; all if it names none.
 
     Raises
     ------
     UnknownSampleError
-        One that is not known.
+        When one is unknown.
     BadQuestionError
-        None at all, or one twice.
+        When the list is empty, or names one twice.
     """
     if named is None:
         return known
     try:
         epochs = tuple(as_epoch(one) for one in named)
-    except TrakStoreError as error:  # no epoch can have such a name
+    except TrakStoreError as error:  # an epoch cannot have such a name
         raise UnknownSampleError(str(error)) from None
     for epoch in epochs:
         if epoch not in known:
@@ -48,12 +48,12 @@ def known_epochs(named: Sequence[Epoch] | None, known: tuple[Epoch, ...]) -> tup
 
 
 def known_length(k: Any, rows: int) -> int:
-    """Return the entries of a list, of so many train rows; 20 or all of them where none is asked for.
+    """Return the length of a list over so many train rows; 20, or all of them, by default.
 
     Raises
     ------
     BadQuestionError
-        It is no number of 1 to 1,000, or more than there are.
+        When it is not a number from 1 to 1,000, or is more than the rows.
     """
     if k is None:
         return min(rows, _LISTED)
@@ -64,14 +64,14 @@ def known_length(k: Any, rows: int) -> int:
 
 
 def known_method(name: Any, usual: str) -> str:
-    """Return the method that a question names; the usual one where it names none.
+    """Return the method that a question names, by default the service's.
 
     Raises
     ------
     UnknownSampleError
-        There is no such method.
+        When there is no such method.
     BadQuestionError
-        It is no name.
+        When it is not a name.
     """
     if not isinstance(name, str | None):
         raise BadQuestionError(f"method must be a name, such as {usual!r}, got {shown(name)}")

@@ -1,4 +1,4 @@
-"""Values of JSON made what an example is: the same tree, dtypes and dimensions."""
+"""Conversion of JSON values to the form of an example: the same tree, dtypes and dimensions."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 from trakstore.serve.question import BadQuestionError
 
 PREPARE = "a function that makes samples (prepare=, --prepare)"
-# Numbers of a row of any length, where nothing is known of how many the model takes.
+# Most numbers of a row of any length, if it is unknown how many the model takes.
 MOST_NUMBERS = 2**15
 
 
 def like(example: Any, given: Any, where: str) -> Any:
-    """Make values of JSON what the example is: the same tree, dtypes and dimensions.
+    """Convert JSON values to the form of an example: the same tree, dtypes and dimensions.
 
     Parameters
     ----------
     example : object
         A sample of the job, or a part of one.
     given : object
-        Values of JSON, or a sample.
+        JSON values, or a sample.
     where : str
         Name of the part, for messages.
 
     Raises
     ------
     BadQuestionError
-        They cannot be made that.
+        When they cannot be converted.
     """
     if isinstance(example, Mapping):
         if not isinstance(given, Mapping):
@@ -83,12 +83,12 @@ def _array(example: Any, given: Any, where: str) -> Any:
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise BadQuestionError(f"{where} must be numbers of shape {shape}") from error
     integers = not any(kind in dtype for kind in ("float", "complex"))
-    # Python's integers beyond 64 bits are objects: they are told as too large.
+    # Python integers beyond 64 bits become objects here: the error says that they are too large.
     if integers and _are_whole(values):
         need_in_dtype(values, dtype, where)
-    # True is no 1: only where the job's samples have truth values, these are taken for numbers.
+    # True is not 1: it counts as a number only if the job's samples have booleans.
     kinds = "biu" if dtype == "bool" else "iu" if integers else "iuf"
-    # Rows of numbers, such as tokens, are of any length.
+    # Rows of numbers, such as tokens, may have any length.
     same = values.shape == shape or (len(shape) == 1 and values.ndim == 1 and integers)
     if values.dtype.kind not in kinds or not same or not values.size:
         what = "integers" if integers else "numbers"
@@ -96,7 +96,7 @@ def _array(example: Any, given: Any, where: str) -> Any:
         raise BadQuestionError(
             f"{where} must be {what} of shape {shape} ({dtype}), got shape {values.shape} ({got})"
         )
-    # Lists are as deep as the example here. NumPy takes true beside numbers for 1.
+    # Lists are nested as in the example by now. Beside numbers, NumPy would read true as 1.
     if dtype != "bool" and _has_switch(given):
         raise BadQuestionError(f"{where} must be numbers ({dtype}), got true or false")
     most = max(MOST_NUMBERS, *shape) if shape else 1
@@ -124,14 +124,14 @@ def dtype_name(example: Any) -> str:
 
 
 def need_in_dtype(values: Any, dtype: Any, where: str) -> None:
-    """Raise a :class:`BadQuestionError` for integers that a dtype does not hold: they would wrap."""
+    """Raise a :class:`BadQuestionError` for integers that do not fit a dtype: they would wrap."""
     low, high = (0, 1) if str(dtype) == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     if values.size and (values.min() < low or values.max() > high):
         raise BadQuestionError(f"{where} must be from {low} to {high} ({dtype})")
 
 
 def typed(example: Any, values: Any, where: str) -> Any:
-    """Make numbers of the example's kind and dtype: a tensor, an array or a list.
+    """Convert numbers of the example's kind to its dtype: a tensor, an array or a list.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def typed(example: Any, values: Any, where: str) -> Any:
     Raises
     ------
     BadQuestionError
-        Integers that the dtype does not hold.
+        When an integer does not fit the dtype.
     """
     if not hasattr(example, "dtype"):
         return list(values)

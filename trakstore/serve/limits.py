@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Most that requests may take.
+    """Limits of requests.
 
     Attributes
     ----------
@@ -16,13 +16,13 @@ class Limits:
     body_seconds : float
         Seconds in which a body must have come.
     large_bodies : int
-        Bodies of more than 64 KB that are read at once; others wait.
+        Bodies of more than 64 KB that are read at the same time; others wait.
     seconds : float
         Seconds from a question to its answer, waiting included.
     waiting : int
-        Questions that wait or are answered at once; others are told to come later.
+        Questions that wait or are being answered; further ones are refused for the time being.
     threads : int
-        Questions that are answered at once.
+        Questions that are answered at the same time.
     letters : int
         Characters of a text that is asked about.
     """

@@ -10,7 +10,7 @@ from trakstore.serve.rendering import PACKAGE
 
 @cache
 def live_page() -> str:
-    """Return the page; it holds nothing of the store, and asks for that by itself."""
+    """Return the page; it holds nothing of the store, and requests that itself."""
     style, script = _parts()
     page = packaged_text("live.html", PACKAGE)
     return page.replace("/* style */", style).replace("/* script */", script)
@@ -18,7 +18,7 @@ def live_page() -> str:
 
 @cache
 def page_policy() -> str:
-    """Return the policy of the page: its own style and script, and questions to where it came from."""
+    """Return the page's content security policy: its own style and script, requests to its origin."""
     return f"{content_policy(*_parts())}; connect-src 'self'; frame-ancestors 'none'"
 
 

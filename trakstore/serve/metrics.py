@@ -11,7 +11,7 @@ _EDGES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  #
 
 
 class Metrics:
-    """Numbers of requests by path and status, seconds of answers, and questions under way."""
+    """Numbers of requests by path and status, seconds of answers, and questions in progress."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,13 +26,13 @@ class Metrics:
             self._requests[path, status] += 1
 
     def answered(self, seconds: float) -> None:
-        """Count an answer that took so long."""
+        """Count an answer that took some seconds."""
         with self._lock:
             self._counts[bisect_left(_EDGES, seconds)] += 1
             self._seconds += seconds
 
     def text(self) -> str:
-        """Return all of them as Prometheus reads them."""
+        """Return all counters in the format that Prometheus reads."""
         with self._lock:
             return "\n".join(self._lines()) + "\n"
 

@@ -1,4 +1,4 @@
-"""Samples of a job made of what people type or drop: a text, an image, values."""
+"""Samples of a job made from what people type or drop: a text, an image, values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # it needs torch
 
 log = logging.getLogger("trakstore")
 
-_SEEN = 8  # samples whose values tell the range of images
+_SEEN = 8  # samples whose values show the range of images
 _CLASS = ("label", "labels")  # fields that hold the class of a sample
 
 
@@ -36,9 +36,9 @@ class _Draft:
     Attributes
     ----------
     with_class : callable
-        Function of a class that returns the sample.
+        Function that returns the sample with a class.
     has_class : bool
-        Whether the samples of the job have one.
+        Whether the samples of the job have a class.
     """
 
     with_class: Callable[[Any], Any]
@@ -47,21 +47,21 @@ class _Draft:
 
 @dataclass(frozen=True)
 class NewSamples:
-    """Maker of samples that are like those of a data set.
+    """Maker of samples like those of a data set.
 
     Attributes
     ----------
     dataset : map-style data set
-        Some samples as the model takes them.
+        Samples as the model takes them.
     tokenizer : transformers.PreTrainedTokenizerBase, optional
-        What makes token ids of a text.
+        Tokenizer that makes token ids from a text.
     prepare : callable, optional
-        Function of a dict with ``text``, ``image`` (a PIL image) or ``sample`` (values of JSON), and
-        ``label``, that returns a sample; by default they are made like the data set's first sample.
+        Function that returns a sample for a dict with ``text``, ``image`` (a PIL image) or ``sample``
+        (JSON values), and ``label``; by default samples are made like the data set's first one.
     model : torch.nn.Module, optional
-        What takes the samples: its config says how long they may be.
+        Model that takes the samples: its config says how long they may be.
     lock : lock
-        Held while the data set, the tokenizer or ``prepare`` is used: they are other people's.
+        Held while the data set, the tokenizer or ``prepare`` is used, since other people wrote these.
     """
 
     dataset: Any
@@ -72,7 +72,7 @@ class NewSamples:
 
     @classmethod
     def of(cls, job: Any, split: str, prepare: Any, lock: threading.Lock) -> NewSamples:
-        """Take the data set of a split that the job has, and the tokenizer of its collator."""
+        """Make it from the data set of a split of a job, and the tokenizer of the job's collator."""
         if isinstance(prepare, str):
             prepare = load_named(prepare, "prepare")
         if prepare is not None and not callable(prepare):
@@ -84,7 +84,7 @@ class NewSamples:
 
     @property
     def kinds(self) -> list[str]:
-        """Ways to say what a sample is, as far as samples can be made of it."""
+        """Ways to describe a sample, as far as samples can be made from them."""
         if self.prepare is not None:
             return ["text", "image"]
         with self.lock:
@@ -102,15 +102,16 @@ class NewSamples:
         ----------
         question : Question
         predict : callable
-            Function of a sample that gives the model's class of it, or None; for a sample without a
+            Function that returns the model's class for a sample, or None; used for a sample without a
             label.
 
         Raises
         ------
         BadQuestionError
-            It cannot be made a sample of this job.
+            When the question cannot be turned into a sample of this job.
         """
-        # The model that predicts is waited for, and others read the data set meanwhile.
+        # The model that predicts may be busy, and others read the data set meanwhile: no lock is held
+        # here.
         with self.lock:
             draft = self._draft(question)
         label = question.label
@@ -118,7 +119,7 @@ class NewSamples:
             if label is not None and self.prepare is None:
                 raise BadQuestionError("samples of this job have no class: leave label out")
             return draft.with_class(None)
-        # The class of a sample counts: the gradient is that of the answer that the label says.
+        # The class matters: the gradient is that of the answer which the label gives.
         if label is None:
             label = predict(draft.with_class(0))
         if label is None:
@@ -175,13 +176,13 @@ class NewSamples:
         if not 1 <= len(ids) <= most:
             raise BadQuestionError(f"the text has {len(ids)} tokens; 1 to {most} are needed")
         self._bounds.check(values, {})
-        # All of the text is what the model would be asked to say.
+        # The whole text is what the model would be asked to produce.
         if _is_row(example.get("labels"), len(example["input_ids"])):
             values["labels"] = ids
         made = {
             name: typed(example[name], values[name], name) for name in values if name in example
         }
-        # Texts beside the tokens stay with the sample, and do not reach the model.
+        # Texts beside the tokens stay in the sample, but do not reach the model.
         beside = {name: text for name, value in example.items() if isinstance(value, str)}
         return _of_fields(example, {**beside, **made})
 
@@ -203,7 +204,7 @@ class NewSamples:
         return _whole(typed(example, (values / self._unit(example)).reshape(shape), "image"))
 
     def _unit(self, example: Any) -> float:
-        """Return what 255 is divided by: samples have bytes, or numbers from 0 to 1."""
+        """Return the unit of pixels, by which 255 is divided: samples hold bytes or shares."""
         if "uint8" in str(example.dtype):
             return 1.0
         some = [self.dataset[at] for at in range(min(_SEEN, len(self.dataset)))]
@@ -225,7 +226,7 @@ def try_sample(
     epochs: Sequence[Epoch],
     lock: threading.Lock,
 ) -> None:
-    """Compute features of a sample that has some in the store; what is wrong is for the log."""
+    """Compute features of a sample that has some in the store; a failure is logged."""
     try:
         with lock:
             sample = dataset[position]
@@ -242,7 +243,7 @@ def fresh_rows(
     Raises
     ------
     BadQuestionError
-        None of its tokens counts, so that it has no loss.
+        When none of its tokens counts, so that it has no loss.
     """
     if models.of_tokens and not len(models.tokens(sample, epochs[0]).numbers):
         raise BadQuestionError(
@@ -273,7 +274,7 @@ def _whole(sample: Any) -> _Draft:
 
 
 def _is_row(value: Any, length: int) -> bool:
-    """Tell whether a value is a row of that many integers: a label of each token."""
+    """Tell whether a value is a row of that many integers, a label for each token."""
     if value is None or isinstance(value, str):
         return False
     row = np.asarray(value)
@@ -281,7 +282,7 @@ def _is_row(value: Any, length: int) -> bool:
 
 
 def _of_fields(example: Mapping[str, Any], made: Mapping[str, Any]) -> _Draft:
-    """Take the fields that could be made, and leave the class open; no other one is known."""
+    """Take the fields that could be made; the class is left open, and no other field is known."""
     classes = [name for name in example if name in _CLASS and name not in made]
     classes = [name for name in classes if not np.shape(example[name])]
     unknown = [str(name) for name in example if name not in made and name not in classes]

@@ -1,4 +1,4 @@
-"""Images as people send them, opened with their size looked at first."""
+"""Images as people send them; their size is checked before they are decoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from trakstore.serve.question import BadQuestionError
 
-MOST_PIXELS = 2**24  # of an image that is opened
+MOST_PIXELS = 2**24  # most pixels of an image
 
 
 def opened_image(image: Any) -> Any:
@@ -19,7 +19,7 @@ def opened_image(image: Any) -> Any:
     if not isinstance(image, bytes):
         return image if hasattr(image, "getbands") else Image.fromarray(np.asarray(image))
     try:
-        # Only the head is read here. Formats that run programs, as EPS does, are none of these.
+        # This reads only the header. Formats that run programs, such as EPS, are not accepted.
         opened = Image.open(BytesIO(image), formats=("PNG", "JPEG", "GIF", "BMP", "WEBP"))
         if opened.width * opened.height > MOST_PIXELS:
             raise BadQuestionError(
@@ -28,7 +28,7 @@ def opened_image(image: Any) -> Any:
         opened.load()
     except BadQuestionError:
         raise
-    except Exception as error:  # decoders raise what they like on what is no image
+    except Exception as error:  # decoders raise all kinds of errors for what is no image
         raise BadQuestionError(
             "the image cannot be read: give a PNG, JPEG, GIF, BMP or WebP"
         ) from error
@@ -53,7 +53,7 @@ def pixels_of(image: Any, channels: int, size: tuple[int, int]) -> Any:
     Raises
     ------
     BadQuestionError
-        Pixels of 32 bits, whose range is not known.
+        When pixels have 32 bits, whose range is unknown.
     """
     image = _of_bytes(image).convert("L" if channels == 1 else "RGB")
     if image.size != size:
@@ -62,10 +62,10 @@ def pixels_of(image: Any, channels: int, size: tuple[int, int]) -> Any:
 
 
 def _of_bytes(image: Any) -> Any:
-    """Return an image with 8 bits a channel; PIL itself cuts whatever is above 255 off."""
+    """Return an image with 8 bits a channel; PIL itself would clip values above 255."""
     from PIL import Image
 
-    # A PNG has 16 bits at most, whatever PIL makes of them.
+    # A PNG has at most 16 bits, whatever mode PIL opens it in.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         values = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(values.round().astype(np.uint8))

@@ -21,7 +21,7 @@ def provenance_of(
     damping: float | Damping,
     state: str,
 ) -> dict[str, Any]:
-    """Say what scores of some epochs by a method are made from."""
+    """Describe the origin of scores of some epochs by a method."""
     c, train = Damping.of(damping), next(iter(pairs.values())).train
     used = {"absolute": c.absolute} if c.relative is None else {"relative": c.relative}
     return {

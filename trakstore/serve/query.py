@@ -41,54 +41,55 @@ _TILES_OF_STAGE, _MOST_STAGES = 32, 20
 
 
 class Query:
-    """A store that is asked about one sample after another, also about new ones.
+    """A store that is asked about one sample after another, stored or new.
 
-    The store is read and never written. Weights, and the factors of the kernels of all epochs, are
-    loaded once and held; what is masked, appended or featurized later is seen by another one, which
-    :meth:`renewed` gives. Several threads may ask at once.
+    The store is only read. Weights, and the kernel factors of all epochs, are loaded once and kept; a
+    later mask, append or featurize run needs another query, from :meth:`renewed`. Several threads may
+    ask at once.
 
     Parameters
     ----------
     store : FeatureStore
         An open store.
     job : Job or str, optional
-        The job that was featurized, or its name like ``"jobs.py:digits"``: its models give the features
-        of new samples, its data sets hold the samples to show. Without one, only samples of the store
-        can be asked about.
+        Job that was featurized, or its name like ``"jobs.py:digits"``: its models compute the features
+        of new samples, and its data sets hold the samples to show. Without a job, only samples of the
+        store can be asked about.
     targets, train : str
-        The split whose samples ``target=`` names, and the one that is held responsible.
+        Split whose samples ``target=`` names, and split of the train rows.
     epochs : epoch or sequence of epochs, optional
-        Checkpoints to answer from; by default all that have these splits.
+        Checkpoints that answer; by default all that have both splits.
     method : str
-        The method of questions that name none.
+        Method of questions that name none.
     damping : float or Damping, optional
-        c of λ = c · tr(K) / n, or ``Damping(absolute=λ)``; when None 1, of a sampled kernel 0.1.
+        c in λ = c · tr(K) / n, or ``Damping(absolute=λ)``; by default 1, for a sampled kernel 0.1.
     kernel : {"train", "sampled"}, optional
-        Rows of the kernel of ``trak`` and ``influence``, as they take it.
+        Rows of the kernel of ``trak`` and ``influence``, as in those methods.
     index : bool
-        Ask the stored index of ``method`` and these epochs (:func:`trakstore.build_index`): scores are
-        exact, a list may lack some, and an answer's ``provenance["index"]`` says the recall.
+        Whether to use the stored index of ``method`` and these epochs (:func:`trakstore.build_index`):
+        scores are exact, a list may lack some, and an answer's ``provenance["index"]`` gives the
+        recall.
     render : callable, tokenizer or str, optional
-        What shows a sample, as in :func:`trakstore.report.write_report`.
+        Function or tokenizer that shows a sample, as in :func:`trakstore.report.write_report`.
     prepare : callable or str, optional
-        Function of a dict with ``text``, ``image`` (a PIL image) or ``sample``, and ``label``, that
-        returns a sample of the job, or its name; by default samples are made like the first of the
+        Function that returns a sample of the job for a dict with ``text``, ``image`` (a PIL image) or
+        ``sample``, and ``label``, or its name; by default samples are made like the first one of the
         job's data set.
     device : str, optional
-        Where the models are; by default a GPU where there is one.
+        Device of the models; by default a GPU if there is one.
     memory_limit : int or str, optional
-        Most memory to take for the models, and for the scores of a question, such as ``"600MB"``; a
-        quarter of what is free by default. The pass over one new sample, whose length is bounded,
-        is not counted.
+        Most memory for the models, and for the scores of a question, such as ``"600MB"``; by default a
+        quarter of the free memory. The pass over one new sample, whose length is limited, does not
+        count.
 
     Raises
     ------
     NotFoundError
-        A split, epoch, method or job that is not there.
+        When a split, epoch, method or job does not exist.
     SpecMismatchError
-        The job makes other features, its weights or its data sets are others.
+        When the job makes other features, or has other weights or data sets.
     MemoryLimitError
-        The models do not fit.
+        When the models do not fit.
 
     Examples
     --------
@@ -137,10 +138,10 @@ class Query:
         """Open the splits as they are now."""
         asked = self._options
         self.store = replace(store, location=ReadOnlyLocation.of(store.location))
-        # Read before the splits are opened: what changes in between is seen as a change then.
+        # Read before the splits are opened, so that a change in between shows as a change later.
         self._stamp = asked.stamp(self.store.location)
         self._opened_at = self._stamp.read()
-        # A store that only has train rows can be asked about these, and about new samples.
+        # With train rows only, questions can be about these, and about new samples.
         self.targets = asked.targets if store.epochs_of(asked.targets, self.train) else self.train
         pairs = epoch_pairs(self.store, self.targets, self.train, asked.epochs)
         self._pairs = {pair.epoch: pair for pair in pairs}
@@ -150,13 +151,13 @@ class Query:
         self._index = HeldIndex(self._kernels, asked.memory_limit) if asked.index else None
 
     def _open_job(self, job: Job | str | None) -> None:
-        """Load the models that are not loaded yet, and look at the data sets."""
+        """Load the models that are not loaded yet, and check the data sets."""
         self._served = self._served.loaded(job, self.store, self._pairs)
         self._finder = self._served.finder(self._stored, self.targets)
         self._scorer = self._served.scorer()
 
     def is_current(self) -> bool:
-        """Tell whether the store still has the rows that this answers from, masked as they were.
+        """Tell whether the store still has the rows that this query uses, with the same mask.
 
         Examples
         --------
@@ -166,14 +167,14 @@ class Query:
         return self._stamp.read() == self._opened_at
 
     def renewed(self) -> Query:
-        """Return a query like this one of the store as it is now; models that are loaded stay so.
+        """Return a query like this one for the present store; loaded models are shared.
 
-        A job that was named is loaded anew where its data sets are not the store's any more.
+        A job that was named is loaded again if its data sets are no longer those of the store.
 
         Raises
         ------
         TrakStoreError
-            As when a query is made: rows of a split are missing, for one.
+            As for a new query: when rows of a split are missing, for one.
 
         Examples
         --------
@@ -192,35 +193,35 @@ class Query:
 
     @property
     def fits_twice(self) -> bool:
-        """True where the memory limit has room for the kernels, rows and index of another like it."""
+        """True if the memory limit has room for the kernels, rows and index of a second query."""
         limit, index = self._options.memory_limit, self._index
         held = self._kernels.nbytes + (0 if index is None else index.nbytes)
         return limit is None or 2 * held <= byte_count(limit)
 
     def let_go(self) -> None:
-        """Hold no kernels, rows and index any more: the next question makes them again."""
+        """Drop kernels, rows and index: the next question makes them again."""
         self._kernels.let_go()
         if self._index is not None:
             self._index.let_go()
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
-        """Epochs that it answers from."""
+        """Epochs that answer."""
         return tuple(self._pairs)
 
     @property
     def takes(self) -> list[str]:
-        """Names of what new samples can be made of, such as "text"; none where there is no job."""
+        """Sources of new samples, such as "text"; none without a job."""
         return [] if self._finder.new is None else self._finder.new.kinds
 
     @property
     def scores_tokens(self) -> bool:
-        """True where tokens of found samples can have scores: by the job of a language model."""
+        """True if tokens of listed samples can have scores: with the job of a language model."""
         return self._scorer is not None
 
     @property
     def rows(self) -> int:
-        """Number of train rows, masked ones not counted."""
+        """Number of train rows, without masked ones."""
         return self._stored.first.train.rows
 
     @property
@@ -229,7 +230,7 @@ class Query:
         return [*METHODS]
 
     def some_targets(self, count: int) -> list[int | str]:
-        """Return ids of some samples that can be asked about, evenly spaced.
+        """Return ids of some samples, evenly spaced, that can be asked about.
 
         Parameters
         ----------
@@ -239,13 +240,13 @@ class Query:
         return self._stored.some_targets(count)
 
     def prepare(self) -> Query:
-        """Factor the kernels and try one question, so that the first one that comes is quick."""
+        """Factor the kernels and try one question, so that the first question is answered quickly."""
         self.ask(target="@0", k=1)
         job, models, lock = self._served.job, self._served.models, self._served.lock
         data = {} if job is None else job.datasets
         split = self.targets if self.targets in data else self.train
         if models is not None and split in data:
-            # The first row may be a masked one, which has no features.
+            # The first row may be masked, and then has no features.
             position = self._stored.position(split, 0)
             try_sample(models, data[split], position, split, self.epochs, lock)
         return self
@@ -269,42 +270,42 @@ class Query:
         Parameters
         ----------
         sample : object, optional
-            A sample as the job's data sets give it; or one of ``target``, ``text`` and ``image``.
+            A sample in the form of the job's data sets; or give one of ``target``, ``text`` and
+            ``image``.
         k : int, optional
-            Entries of each list; 20 by default, or all where there are fewer train rows.
+            Entries of each list; by default 20, or all if there are fewer train rows.
         target : int or str, optional
             Id of a sample of ``split``, or ``"@N"`` for its row N.
         split : str, optional
-            The targets' split, which is the default, also for an id that both have; or the train split.
+            The targets' split (the default, also for an id that both splits have), or the train split.
         text : str, optional
-            A text, made a sample by the tokenizer of the job's collator.
+            Text that the tokenizer of the job's collator turns into a sample.
         image : bytes, PIL image or array, optional
-            An image, made a sample of the size of the job's.
+            Image that is turned into a sample of the size of the job's.
         label : object, optional
-            Class of a text or image; the model's own prediction by default.
+            Class of a text or image; by default the model's own prediction.
         epochs : epoch or sequence of epochs, optional
             Epochs to combine; all by default.
         method : str, optional
-            A method by its name; by default that of this ``Query``.
+            Name of a method; by default that of this ``Query``.
         tokens : int
-            Entries of each list, 20 at most, whose tokens have scores of their own, which add up to
-            the entry's, up to the precision of stored rows: ``answer.proponents[0].tokens``. Of
-            language models, by passes over the found samples anew, one for each token.
+            Number of entries of each list, at most 20, whose tokens get scores of their own, which add
+            up to the entry's, up to the precision of stored rows: ``answer.proponents[0].tokens``. For
+            language models; each token costs a new pass over the listed sample.
 
         Returns
         -------
         Answer
-            Scores of a target are those of ``top_k(scores.isel(target=[row]), k)``, bit by bit; by an
-            index, up to rounding.
-            Those of a new sample have the bits of a split that was featurized one sample at a
-            time, and those of larger batches up to rounding.
+            Lists of scores. Those of a target equal ``top_k(scores.isel(target=[row]), k)`` to the bit;
+            with an index, up to rounding. Those of a new sample equal, to the bit, those of a split
+            that was featurized one sample at a time, and with larger batches up to rounding.
 
         Raises
         ------
         BadQuestionError
-            A question that has no answer.
+            When the question has no answer.
         NumericsError
-            Features of the sample, or scores, are not finite.
+            When features of the sample, or scores, are not finite.
 
         Examples
         --------
@@ -326,21 +327,21 @@ class Query:
         stages: int | None = None,
         go_on: Callable[[], None] = lambda: None,
     ) -> Iterator[Answer]:
-        """Answer a question in stages, each after a further part of the train rows.
+        """Answer a question in stages, each after another part of the train rows.
 
         Parameters
         ----------
         question : Question
-            The sample, and how it is asked about.
+            The sample, and the options of its answer.
         stages : int, optional
-            Parts; by default one for small stores, up to 20 for large ones.
+            Number of parts; by default one for small stores, up to 20 for large ones.
         go_on : callable
-            Called between steps: it raises where nobody waits for the answer any more.
+            Called between steps; it raises when nobody waits for the answer any more.
 
         Yields
         ------
         Answer
-            The last one is whole.
+            Answers so far; the last one is final.
         """
         epochs = known_epochs(question.epochs, self.epochs)
         k = known_length(question.k, self.rows)
@@ -377,7 +378,7 @@ class Query:
             )
 
     def provenance(self, epochs: Sequence[Epoch], method: str) -> dict[str, Any]:
-        """Say what scores are made from, without a place of this machine.
+        """Describe the origin of scores, without a path of this machine.
 
         Parameters
         ----------
@@ -389,9 +390,9 @@ class Query:
         Returns
         -------
         dict
-            Name of the store, projection and dimension, train split and rows, a digest of the rows of
-            both splits and of those that are masked (``state``), damping, hashes of the weights by
-            epoch, and the version of the package.
+            Name of the store, projection and dimension, train split and rows, a digest of both splits'
+            rows and masks (``state``), damping, hashes of the weights by epoch, and the version of the
+            package.
         """
         pairs = {epoch: self._pairs[epoch] for epoch in epochs}
         state = self._stored.state(epochs)

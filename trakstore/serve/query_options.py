@@ -1,4 +1,4 @@
-"""Options of a query, which a later one of the same store has too."""
+"""Options of a query, which a later query of the same store keeps."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class QueryOptions:
     memory_limit: int | str | None
 
     def __post_init__(self) -> None:
-        # What a method refuses when scores are made would be known with the first question only.
+        # Without this check, an option that a method refuses would fail with the first question only.
         if self.damping is not None:
             Damping.of(self.damping)
         need_kernel_rows(self.kernel)
         as_flag(self.index, "index")
 
     def stamp(self, location: Location) -> StoreStamp:
-        """Return the stamp of all that answers depend on in a store."""
+        """Return the stamp of everything in a store on which answers depend."""
         splits = dict.fromkeys((self.targets, self.train))
-        # The kernel may be of rows with drawn labels, which rows of tokens do not have.
+        # The kernel may use rows with drawn labels, which rows of tokens do not have.
         if layout.own_split(self.train) == self.train:
             splits[layout.sampled_split(self.train)] = None
         epochs = None if self.epochs is None else as_epochs(self.epochs)

@@ -8,7 +8,7 @@ from typing import Any
 from trakstore.errors import TrakStoreError
 from trakstore.storage.layout import Epoch
 
-# Ways to say which sample is meant; one of them is given.
+# Ways to name the sample; exactly one of them is given.
 KINDS = ("target", "text", "image", "sample")
 
 
@@ -17,24 +17,24 @@ class BadQuestionError(TrakStoreError):
 
 
 class UnknownSampleError(BadQuestionError):
-    """A sample, epoch or method that is not there."""
+    """A sample, epoch or method that does not exist."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one sample, of which one of ``target, text, image, sample`` is given.
+    """A question about one sample, given as one of ``target, text, image, sample``.
 
     Attributes
     ----------
     target : int or str, optional
         Id of a sample of ``split``, or ``"@N"`` for its row N.
     split : str, optional
-        The targets' split, which is the default, or the train split.
+        The targets' split (the default), or the train split.
     text : str, optional
     image : bytes or PIL image, optional
         Bytes of a PNG, JPEG or the like.
     sample : object, optional
-        Values as the job's data sets give them.
+        Values in the form of the job's data sets.
     label : object, optional
         Class or value of a text or image; the model's own prediction by default.
     k : int, optional
@@ -44,7 +44,7 @@ class Question:
     method : str, optional
         A method by its name; that of the :class:`~trakstore.serve.Query` by default.
     tokens : int
-        Entries of each list, from the first, whose tokens have scores of their own.
+        Number of entries of each list, from the first, whose tokens get scores of their own.
     show : bool
         Whether entries come with their texts and images.
     """

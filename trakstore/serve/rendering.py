@@ -1,4 +1,4 @@
-"""Answers as HTML: a part of the live page, or a page of their own for a notebook."""
+"""Answers as HTML: for a part of the live page, or as a page for a notebook."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _template() -> Any:
 
 
 def _facts(answer: AnswerData) -> dict[str, str]:
-    """Write what is said of the sample and of the scores, for people."""
+    """Write facts about the sample and its scores, for people."""
     facts = {"class": answer.label, "predicted": answer.predicted, "method": answer.method}
     said = {name: str(value) for name, value in facts.items() if value is not None}
     epochs = answer.epochs

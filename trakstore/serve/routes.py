@@ -38,7 +38,7 @@ _STALE = (
     "the store has changed, and cannot be opened as it is now: answers are of it as it was before; the "
     "service's log says why"
 )
-_SMALL = 2**16  # bytes of a body that is decoded at once
+_SMALL = 2**16  # largest body, in bytes, that is decoded in the event loop
 _MOST_HEADERS, _HEADER_BYTES = 200, 2**15
 _PATHS = ("/", "/query", "/panel", "/store", "/health", "/metrics", "/openapi.json")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -121,7 +121,7 @@ def service(current: CurrentQuery, access: Access, limits: Limits, version: str)
 
 
 class _Guard:
-    """Application around another: access comes first, headers and counts come last."""
+    """Application around another: it checks access first, and adds headers and counts last."""
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
         self._app, self._access, self._metrics = app, access, metrics
@@ -156,14 +156,14 @@ class _Guard:
         try:
             await self._app(scope, receive, sending)
         except asyncio.CancelledError:
-            # As the service ends. What has begun is cut off.
+            # The service is ending: whatever has begun is cut off.
             if began:
                 raise
             await (_error(503, "the service ends: ask again in a while"))(scope, receive, sending)
 
 
 def _need_small(headers: list[tuple[bytes, bytes]]) -> None:
-    """Refuse a head that came at once, so that the connection's own bound of its size did not apply."""
+    """Refuse a large head that came at once, to which the connection's own limit did not apply."""
     if len(headers) > _MOST_HEADERS or sum(len(a) + len(b) for a, b in headers) > _HEADER_BYTES:
         raise BadRequestError(431, "the request has too many headers, or too long ones")
 
@@ -171,7 +171,7 @@ def _need_small(headers: list[tuple[bytes, bytes]]) -> None:
 async def _asked(
     request: Request, limits: Limits, reading: asyncio.Semaphore
 ) -> tuple[dict[str, Any], Question]:
-    """Read a body and make a question of it; of large ones only some are in memory at once."""
+    """Read a body and make a question from it; only some large bodies are in memory at once."""
 
     def made(body: bytes) -> tuple[dict[str, Any], Question]:
         document = read_json(body)
@@ -186,7 +186,7 @@ async def _asked(
     except TimeoutError:
         raise BadRequestError(503, "too many large bodies are read: ask again in a while") from None
     try:
-        # Others are answered while a large body is decoded.
+        # In a thread, so that others are answered while a large body is decoded.
         return await asyncio.to_thread(made, await _body(request, limits))
     finally:
         reading.release()
@@ -196,7 +196,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
     """Read a body of JSON within the limits of size and time."""
     kind, _, more = request.headers.get("content-type", "").lower().partition(";")
     charset = more.partition("charset=")[2].strip(' "') or "utf-8"
-    # Pages of other sites cannot send this kind without asking first, and are not answered.
+    # Pages of other sites must ask before they send this content type, and get no permission.
     if kind.strip() != "application/json" or charset != "utf-8":
         raise BadRequestError(415, "send JSON with Content-Type: application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
@@ -223,7 +223,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
 async def _streamed(
     work: Work, question: Question, line: Callable[[Answer], dict[str, Any]]
 ) -> Response:
-    """Send stages as lines of JSON; what goes wrong before the first one has a status of its own."""
+    """Send stages as lines of JSON; an error before the first one sets the response's status."""
     stages = work.stages(question, None)
     first = await anext(stages)
 
@@ -235,7 +235,7 @@ async def _streamed(
         except BadRequestError as error:
             yield _encoded({"error": error.message}) + b"\n"
         except asyncio.CancelledError:
-            # As the service ends, or as nobody reads any more.
+            # The service is ending, or nobody reads any more.
             yield (
                 _encoded({"error": "the service ends, and the answer was cut off: ask again"})
                 + b"\n"
@@ -256,7 +256,7 @@ def _line(answer: Answer) -> dict[str, Any]:
 
 def _panel_line(answer: Answer) -> dict[str, Any]:
     """Return a stage for the page: its HTML, and the ids behind its buttons."""
-    # As texts: a browser's numbers have 53 bits.
+    # Ids are sent as texts, since a browser's numbers have 53 bits.
     lists = {"Proponents": answer.proponents, "Opponents": answer.opponents}
     return {
         "share": answer.share,
@@ -296,7 +296,7 @@ async def _bad_question(_: Request, error: Exception) -> Response:
 
 
 async def _bad_sample(_: Request, error: Exception) -> Response:
-    # Its message may name files and code of this machine.
+    # The error's message may name files and code of this machine.
     log.warning("a question was refused: %s", error)
     return _error(
         422, "the model or the store does not take this sample; the service's log says why"
@@ -326,5 +326,5 @@ def _json(
 
 
 def _encoded(document: dict[str, Any]) -> bytes:
-    # In ASCII, so that a half of a surrogate pair in somebody's id is no fault.
+    # In ASCII, so that half of a surrogate pair in an id causes no error.
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -1,4 +1,4 @@
-"""Finder of the sample that a question is about: it is in the store, or made of what was sent."""
+"""Finder of the sample that a question is about, stored or made from the request."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class SampleFinder:
     show : SamplesToShow
     job : Job or None
     models : LoadedModels or None
-        None where there is no job.
+        None without a job.
     new : NewSamples or None
-        None where there is no job.
+        None without a job.
     """
 
     stored: StoredSamples
@@ -50,7 +50,7 @@ class SampleFinder:
         Raises
         ------
         BadQuestionError
-            There is no such sample, or none can be made.
+            When there is no such sample, or none can be made.
         """
         if question.target is not None:
             return self._of_store(question, epochs)
@@ -72,7 +72,7 @@ class SampleFinder:
         return replace(asked, shown=shown, predicted=self._predicted(split, position, epochs[-1]))
 
     def _predicted(self, split: str, position: int, epoch: Epoch) -> int | None:
-        """Predict the class of a sample of the store; None where the job has no models or classes."""
+        """Predict the class of a stored sample; None if the job has no models or classes."""
         if self.models is None or self.job is None:
             return None
         if split not in self.job.datasets:

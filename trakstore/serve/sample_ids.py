@@ -20,14 +20,14 @@ class SampleIds:
         self._order = np.argsort(self.values, kind="stable")
 
     def row(self, name: int | str) -> int | None:
-        """Return the row of a sample, or that of ``"@N"``, N; None where there is none such."""
+        """Return the row of a sample; for ``"@N"``, row N; None if there is none."""
         wanted: Any = _as_whole(name) if self.values.dtype.kind in "iu" else str(name)
         if wanted is not None:
-            # NumPy's own searchsorted fails on long strings of its StringDType.
+            # NumPy's own searchsorted fails on long strings of StringDType.
             at = bisect_left(self._order, wanted, key=self.values.__getitem__)
             if at < len(self.values) and self.values[self._order[at]] == wanted:
                 return int(self._order[at])
-        # An id that looks like @3 is that id: what the data say comes before what we make up.
+        # If a sample has the id "@3", that is meant: ids of the data come before our notation.
         if isinstance(name, str) and name.startswith("@"):
             row = _as_whole(name[1:])
             return row if row is not None and 0 <= row < len(self.values) else None

@@ -1,4 +1,4 @@
-"""Samples as answers show them, each made once for a while."""
+"""Samples as answers show them, each made once and cached."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from trakstore.report.sample import Shown
 from trakstore.report.sample_source import SampleSource
 
-_MOST = 2000  # samples that are kept
+_MOST = 2000  # samples that are cached
 
 
 class SamplesToShow:
-    """Source of samples for several threads, which forgets what it showed once that is much.
+    """Cached source of samples for several threads, which forgets everything when it is full.
 
-    Data sets of other people are read by one thread at a time.
+    Other people's data sets are read by one thread at a time.
 
     Parameters
     ----------

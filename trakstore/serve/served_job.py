@@ -1,4 +1,4 @@
-"""The job of a query: its models, and its data sets."""
+"""The job of a query, with its models and data sets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # they need torch
 
 @dataclass(frozen=True)
 class ServedJob:
-    """A job with what a query of some epochs takes of it.
+    """A job with the parts that a query of some epochs uses.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class ServedJob:
     job : Job or None
     models : LoadedModels or None
     lock : lock
-        Held while data sets are read, which are other people's.
+        Held while data sets are read, since other people wrote these.
     """
 
     options: QueryOptions
@@ -45,7 +45,7 @@ class ServedJob:
     def loaded(
         self, job: Job | str | None, store: FeatureStore, pairs: Mapping[Epoch, EpochPair]
     ) -> ServedJob:
-        """Load a job and its models; those that are loaded already stay so where it is the same job."""
+        """Load a job and its models; models of the same job that are loaded already are reused."""
         if job is None:
             return self
         from trakstore.features.load_job import load_job
@@ -63,7 +63,7 @@ class ServedJob:
         return ServedJob(self.options, given, models, self.lock)
 
     def finder(self, stored: StoredSamples, targets: str) -> SampleFinder:
-        """Make what finds samples; raise where the data sets are not those of the stored splits."""
+        """Make the finder of samples; raise if the data sets are not those of the stored splits."""
         splits = [stored.first.target.stored, stored.first.train.stored]
         show = SamplesToShow(sample_source(self.job, self.options.render, splits), self.lock)
         if self.job is None:
@@ -72,6 +72,6 @@ class ServedJob:
         return SampleFinder(stored, show, self.job, self.models, new)
 
     def scorer(self) -> TokenScorer | None:
-        """Make what scores tokens; None where the output is not made of tokens."""
+        """Make the scorer of tokens; None if the output is not made of tokens."""
         asked = self.options
         return TokenScorer.of(self.job, asked.train, self.models, asked.render, self.lock)

@@ -1,4 +1,4 @@
-"""The server: where it listens, and how it ends."""
+"""The server: the address at which it listens, and its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trakstore.serve.query import Query
 from trakstore.serve.routes import service
 from trakstore.serve.store_watch import StoreWatch
 
-_GRACE = 10  # seconds for questions that are under way when it is asked to end
+_GRACE = 10  # seconds that questions in progress get when the server is asked to end
 _CONNECTIONS = 2000
 
 
@@ -37,12 +37,12 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take an address.
+    """Bind an address.
 
     Raises
     ------
     LocationError
-        It cannot be taken.
+        When the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = socket.socket(family, socket.SOCK_STREAM)
@@ -58,7 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(taken: socket.socket, host: str) -> str:
-    """Return the address to ask at."""
+    """Return the URL at which to ask."""
     port = taken.getsockname()[1]
     return f"http://[{host.strip('[]')}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -71,9 +71,9 @@ def run(
     version: str,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM; what is under way then has ten seconds to end.
+    """Answer requests until SIGINT or SIGTERM, with ten more seconds for those in progress.
 
-    Where the store changes meanwhile, later questions are answered from it as it is then.
+    When the store changes, later questions are answered from the changed store.
     """
     current = CurrentQuery(query)
     watch = StoreWatch(current)
@@ -90,7 +90,7 @@ def run(
         timeout_graceful_shutdown=_GRACE,
     )
     server = _Server(config)
-    # From here on who comes early waits, and is not turned away.
+    # From here on early requests wait, instead of being refused.
     taken.listen(_CONNECTIONS)
     ready()
     watch.start()

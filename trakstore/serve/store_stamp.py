@@ -1,4 +1,4 @@
-"""Stamp of what a service reads of a store: another one where that has changed since."""
+"""Stamp of the parts of a store that a service reads; it differs after a change."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from trakstore.storage.masks import mask_numbers
 
 @dataclass(frozen=True)
 class StoreStamp:
-    """Reader of the documents by which a change of some splits is seen.
+    """Reader of the documents that show a change of some splits.
 
-    Rows that are appended, and splits that are written or dropped, change a split's document; samples
-    that are masked bring the next document of the mask. No row is read for it, and no commit record.
+    Appending, writing or dropping rows changes a split's document, and masking samples adds a document
+    to the mask. No rows or commit records are read.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class StoreStamp:
     splits : tuple of str
         Names of the splits.
     epochs : tuple of epochs, optional
-        None for all that are there.
+        Epochs of the splits; None for all that exist.
     """
 
     location: Location
@@ -35,7 +35,7 @@ class StoreStamp:
     epochs: tuple[Epoch, ...] | None = None
 
     def read(self) -> str:
-        """Read the stamp as it is now: a request for each split at each epoch, and a few more."""
+        """Read the present stamp: a request for each split at each epoch, and a few more."""
         epochs = catalogue_of(self.location).list_epochs() if self.epochs is None else self.epochs
         keys = [layout.DOCUMENT]
         keys += [
@@ -46,12 +46,13 @@ class StoreStamp:
         reads = [partial(self.location.get, key) for key in keys]
         masks = [partial(self._last_mask, name) for name in self.splits]
         read = together(self.location, [*reads, *masks])
-        # Keys say which of the documents is which, where another epoch has come between.
+        # The keys identify the documents, even if another epoch has come between.
         named = zip((*keys, *self.splits), read, strict=True)
         return hashlib.sha256(repr([*named]).encode()).hexdigest()
 
     def _last_mask(self, split: str) -> tuple[int, bytes | None]:
         path = layout.masks_path(split)
         last = max(mask_numbers(self.location.names(path)), default=0)
-        # The folder comes before its document: the number alone would not tell when that is there.
+        # The folder appears before its document: the number alone does not show that the document
+        # exists.
         return last, self.location.get(layout.document_key(path, last)) if last else None

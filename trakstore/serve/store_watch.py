@@ -1,4 +1,4 @@
-"""Watch over a store that is served: a thread that sees its changes."""
+"""Watch over the store of a service: a thread that notices its changes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from trakstore.serve.current_query import CurrentQuery
 
 log = logging.getLogger("trakstore")
 
-NAME = "store-watch"  # of the thread
-# Seconds between two looks at a store on a local disk, and at one that costs a request for each split.
+NAME = "store-watch"  # name of the thread
+# Seconds between two checks of a store on a local disk, and of one that costs a request a split.
 NEAR, FAR = 2.0, 30.0
-_AGAIN = 5.0  # and after an attempt that failed, at least
-# Looks take a fiftieth of the time at most, and attempts to open a store that fail a twentieth.
+_AGAIN = 5.0  # least seconds before the next attempt after a failure
+# Checks take at most a fiftieth of the time, and attempts to open a store that fails a twentieth.
 _LOOKS, _ATTEMPTS = 50, 20
 
 
 class StoreWatch:
-    """A thread that changes the query of a service for another one where the store has changed.
+    """A thread that replaces the query of a service when the store has changed.
 
     Parameters
     ----------
     current : CurrentQuery
     every : float, optional
-        Seconds between two looks; 2 for a local store, else 30. Looks that take long are fewer.
+        Seconds between two checks; 2 for a local store, else 30. Slow checks are rarer.
     """
 
     def __init__(self, current: CurrentQuery, every: float | None = None) -> None:
@@ -36,19 +36,19 @@ class StoreWatch:
         self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start checking."""
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more; a store that is just being opened is not waited for."""
+        """Stop checking; a store that is just being opened is not waited for."""
         self._ended.set()
         self._thread.join(1)
 
     def look(self) -> float:
-        """Look once, and return the seconds until the next look.
+        """Check once, and return the seconds until the next check.
 
-        Whatever is in the way, the query stays as it is: the log says why, and the service that it is
-        not of the store as it is now. What is not ready yet is tried again.
+        If anything fails, the query stays as it is: the log says why, and the service reports that it
+        is not of the present store. The next check tries again.
         """
         began = opening = time.monotonic()
         try:
@@ -79,7 +79,7 @@ class StoreWatch:
     def _run(self) -> None:
         pause = self._every
         try:
-            # Models that are loaded are not warm yet: a new sample is tried before the first one comes.
+            # Loaded models are not warm yet: a new sample is tried before the first one is asked about.
             self._current.query.prepare()
         except Exception:
             log.exception("a new sample could not be tried")

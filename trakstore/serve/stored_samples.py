@@ -21,7 +21,7 @@ from trakstore.storage.layout import Epoch
 
 
 class StoredSamples:
-    """Samples of the target and the train split, which all epochs have alike.
+    """Samples of the target and the train split, which are the same at all epochs.
 
     Parameters
     ----------
@@ -44,12 +44,12 @@ class StoredSamples:
 
     @cached_property
     def train_labels(self) -> NDArray[np.int64] | None:
-        """Classes by position in the stored train split; None where there are none."""
+        """Classes by position in the stored train split; None if there are none."""
         stored = self.first.train.stored
         return whole_column(stored.column("label")) if "label" in stored.columns else None
 
     def state(self, epochs: Sequence[Epoch]) -> str:
-        """Return a digest of the rows at some epochs, and of which of them are masked."""
+        """Return a digest of the rows at some epochs, and of their masks."""
         states = "".join(self._states[one] for one in epochs)
         return hashlib.sha256(states.encode()).hexdigest()[:12]
 
@@ -71,12 +71,13 @@ class StoredSamples:
         return self.train_ids if split == self.train else self._target_ids
 
     def place(self, question: Question) -> tuple[str, int]:
-        """Find the split and the row of a question's target: among the targets, if no split is named.
+        """Find the split and the row of a question's target; without a split, among the targets.
 
         Raises
         ------
         UnknownSampleError
-            There is no such sample, or split; the message says so of an id that the train split has.
+            When there is no such sample or split; for an id that the train split has, the message says
+            so.
         """
         known = list(dict.fromkeys([self.targets, self.train]))
         if question.split is not None and question.split not in known:
@@ -91,7 +92,7 @@ class StoredSamples:
         raise UnknownSampleError(f"{split} has no sample id {str(name)[:80]!r}{hint}")
 
     def _hint(self, split: str, name: int | str | None) -> str:
-        """Say how a sample is named that a split lacks: by the other split, or by its row."""
+        """Say how to name a sample that a split lacks: by the other split, or by its row."""
         other = self.train if split == self.targets else self.targets
         if other != split and name is not None and self.ids_of(other).row(name) is not None:
             return f"; {other} has it: ask with split={other!r}"
@@ -112,19 +113,19 @@ class StoredSamples:
         return found
 
     def position(self, split: str, row: int) -> int:
-        """Return the row's place in the stored split, where masked rows count."""
+        """Return the row's position in the stored split, where masked rows count."""
         return int(self._side(self.first, split).positions.read(row, row + 1)[0])
 
     def label(self, split: str, row: int) -> int | None:
-        """Return the class of a row, where it is stored."""
+        """Return the class of a row, if it is stored."""
         side = self._side(self.first, split)
         if "label" not in side.stored.columns:
             return None
         return int(side.column("label").read(row, row + 1)[0])
 
     def columns_of_train(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the columns of scores that train rows at these positions have."""
-        # Columns are unmasked rows, positions count masked ones too.
+        """Return the columns of scores for train rows at these positions."""
+        # Scores have columns for unmasked rows only; positions count masked rows too.
         masked = self.first.train.masked
         return positions - np.searchsorted(masked, positions)
 

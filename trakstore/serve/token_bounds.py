@@ -11,24 +11,24 @@ import numpy as np
 from trakstore.serve.like_example import MOST_NUMBERS
 from trakstore.serve.question import BadQuestionError
 
-_IGNORED = -100  # the label of tokens that have no loss, as transformers has it
+_IGNORED = -100  # label of tokens without a loss, as in transformers
 
 
 @dataclass(frozen=True)
 class TokenBounds:
     """Most tokens of a sample, and the range of each field of integers as far as it is known.
 
-    On a GPU an integer that its embedding has no row of would end the work of the process, and a long
-    sample takes all memory.
+    On a GPU an integer beyond its embedding would stop the work of the whole process, and a long sample
+    would take all memory.
 
     Attributes
     ----------
     tokens : int
         Most tokens of a sample.
     counts : mapping of str to int
-        Rows of the embedding of a field: its integers are below that.
+        Rows of the embedding of each field: its integers must be below that.
     aligned : bool
-        Whether a label can be that of the token at its place; not where an encoder reads the tokens.
+        Whether labels are for the tokens at their positions; not if an encoder reads the tokens.
     """
 
     tokens: int
@@ -37,7 +37,7 @@ class TokenBounds:
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> TokenBounds:
-        """Take what a transformers model and its tokenizer say; other models say nothing."""
+        """Read the bounds from a transformers model and its tokenizer; other models have none."""
         config = getattr(model, "config", None)
         positions = _whole(config, "max_position_embeddings")
         words = [None if tokenizer is None else len(tokenizer), _rows_of_words(model)]
@@ -64,7 +64,7 @@ class TokenBounds:
             if name in sample:
                 _need_within(np.asarray(sample[name]), 0, count, "token ids", name)
         labels = np.asarray(sample.get("labels", []))
-        # A causal model shifts labels by one place: of another length they would be those of others.
+        # A causal model shifts labels by one: labels of another length would belong to other tokens.
         if self.aligned and _labels_each(example) and not _labels_each(sample):
             raise BadQuestionError(
                 f"the sample has {labels.size:,} labels of {length:,} tokens: each token needs one"
@@ -75,7 +75,7 @@ class TokenBounds:
 
 
 def _labels_each(sample: Any) -> bool:
-    """Tell whether a sample has a label of each token."""
+    """Tell whether a sample has a label for each token."""
     labels, ids = (np.shape(sample.get(name)) for name in ("labels", "input_ids"))
     return len(labels) == 1 and labels == ids
 
@@ -98,5 +98,5 @@ def _rows_of_words(model: Any) -> int | None:
         return None
     try:
         return _whole(find(), "num_embeddings")
-    except NotImplementedError:  # as transformers says of models without one
+    except NotImplementedError:  # raised by transformers for models without one
         return None

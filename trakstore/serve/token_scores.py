@@ -1,4 +1,4 @@
-"""Tokens of the entries of an answer, scored while one waits."""
+"""Scores of the tokens of an answer's entries, computed while the caller waits."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # they need torch
     from trakstore.features import Job
     from trakstore.features.query_rows import LoadedModels
 
-MOST_SCORED = 20  # entries of a list
-MOST_PASSES = 20_000  # over samples, for the tokens of a list: one for each token and epoch
+MOST_SCORED = 20  # most entries of a list whose tokens are scored
+MOST_PASSES = 20_000  # most passes for the tokens of a list: one for each token and epoch
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class TokenScorer:
     models : LoadedModels
     tokenizer : transformers.PreTrainedTokenizerBase or None
     lock : lock
-        Held while the data set is read: it is other people's.
+        Held while the data set is read, since other people wrote it.
     hidden : bool
-        True where a function decides on what is shown: tokens are told by their numbers then.
+        True if a function decides what is shown: tokens are then named by their numbers.
     """
 
     job: Job
@@ -57,9 +57,9 @@ class TokenScorer:
         render: Render | str | None,
         lock: threading.Lock,
     ) -> TokenScorer | None:
-        """Make one for a job whose output is made of tokens; None for any other.
+        """Make the scorer for a job whose output is made of tokens; None for any other job.
 
-        None, too, where the train rows are no samples of the job, but tokens of them.
+        Also None if the train rows are not samples of the job, but tokens of them.
         """
         if job is None or models is None or train not in job.datasets:
             return None
@@ -74,7 +74,7 @@ class TokenScorer:
     def of_entries(
         self, count: int, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
     ) -> Callable[[Entries], Entries]:
-        """Return a function of a list that scores the tokens of its first entries, and shows them."""
+        """Return a function that scores and shows the tokens of the first entries of a list."""
 
         def scored(entries: Entries) -> Entries:
             self._need_few(entries[:count], scores, stored, go_on)
@@ -89,7 +89,7 @@ class TokenScorer:
         sample = self._sample(entry, stored)
         column = int(stored.columns_of_train(np.array([entry.position]))[0])
         tokens = scored_tokens(self.models, scores, column, sample, self.tokenizer, go_on)
-        # An entry that shows nothing has no text for who asks, by its tokens neither.
+        # If an entry shows nothing, its text is hidden from the caller, and so are its tokens.
         if self.hidden or entry.shown is None:
             tokens = tokens.without_text()
         shown = None if entry.shown is None else tokens.shown(entry.shown)
@@ -98,7 +98,7 @@ class TokenScorer:
     def _need_few(
         self, entries: Entries, scores: Scores, stored: StoredSamples, go_on: Callable[[], None]
     ) -> None:
-        """Raise a :class:`BadQuestionError` where the tokens of some entries are too many."""
+        """Raise a :class:`BadQuestionError` if some entries have too many tokens."""
         passes = 0
         for entry in entries:
             go_on()
@@ -117,12 +117,12 @@ class TokenScorer:
 
 
 def asked_tokens(count: Any, scorer: TokenScorer | None) -> int:
-    """Return the entries of each list whose tokens are asked for.
+    """Return the number of entries of each list whose tokens are asked for.
 
     Raises
     ------
     BadQuestionError
-        There are no models that could tell them, or they are too many.
+        When no models can score them, or they are too many.
     """
     try:
         entries = as_whole(count, "tokens", 0, MOST_SCORED)

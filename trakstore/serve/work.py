@@ -1,4 +1,4 @@
-"""Questions under way: some at once on threads, others waiting, each with a deadline."""
+"""Questions in progress: some on threads at once, others waiting, each with a deadline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trakstore.serve.metrics import Metrics
 from trakstore.serve.question import Question
 from trakstore.serve.store_watch import NAME as WATCH
 
-NAME = "answer"  # of the threads
+NAME = "answer"  # name of the threads
 
 
 def is_answering() -> bool:
-    """Tell whether a thread is in the middle of an answer, or opens the store; or is about to end."""
+    """Tell whether a thread is answering or opening the store, or is about to end that."""
     names = (f"{NAME}-", WATCH)
     return any(one.name.startswith(names) for one in threading.enumerate())
 
@@ -44,7 +44,7 @@ class Work:
         self._threads = DaemonThreads(limits.threads, NAME)
 
     def close(self) -> None:
-        """Take no more questions; those under way end by themselves."""
+        """Accept no more questions; those in progress end by themselves."""
         self._threads.close()
 
     async def stages(self, question: Question, stages: int | None) -> AsyncIterator[Answer]:
@@ -75,7 +75,7 @@ class Work:
                 with self.current.taken(go_on) as query:
                     for one in query.stages(question, stages=stages, go_on=go_on):
                         loop.call_soon_threadsafe(coming.put_nowait, one)
-            # Whatever it is, it is raised where the answer is waited for.
+            # Any error is raised where the answer is awaited.
             except BaseException as error:  # noqa: BLE001
                 end = error
             if not loop.is_closed():
@@ -84,8 +84,8 @@ class Work:
         self.metrics.waiting += 1
         self._threads.submit(answer)
         try:
-            # A deadline for each wait, as the lines of a stream may be asked for by several tasks. A
-            # reader that takes its time holds up nobody: its answer is ready, and counts no more.
+            # Each wait has its own deadline, since several tasks may read the lines of one stream. A
+            # slow reader holds up nobody: its answer is ready, and no longer counts.
             while True:
                 left = began + self.limits.seconds - time.monotonic()
                 try:
@@ -101,7 +101,7 @@ class Work:
                 yield one
             self.metrics.answered(time.monotonic() - began)
         finally:
-            # A thread that is at it sees this before its next step, and counts until then.
+            # A thread that is working sees this before its next step, and counts until then.
             gone.set()
             if self._threads.cancel(answer):
                 ended(None)

@@ -8,14 +8,14 @@ from typing import Any
 
 from trakstore.errors import SpecMismatchError
 
-_ORIGINS = {"checkpoint": "checkpoint", "dataset": "data set"}  # in words
+_ORIGINS = {"checkpoint": "checkpoint", "dataset": "data set"}  # fields, in words
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # its first figures do for people
 
 
 def check_equal(stored: Any, got: Any, where: str, remedy: str = "give it another store") -> None:
     """Raise a :class:`SpecMismatchError` that shows both values of each field that differs.
 
-    Hashes are shortened, and what they are of is said first, in words.
+    Hashes are shortened, after words that say what differs.
 
     Examples
     --------
@@ -26,14 +26,14 @@ def check_equal(stored: Any, got: Any, where: str, remedy: str = "give it anothe
     """
     if stored == got:
         return
-    # Fields that do not compare were chosen by whoever came first, and others adopt them.
+    # Fields that are not compared were chosen by the first writer, and others adopt them.
     names = [f.name for f in fields(stored) if f.compare]
     names = [name for name in names if getattr(stored, name) != getattr(got, name)]
     differences = [
         f"{name} {shortened(getattr(stored, name))}, this run has {shortened(getattr(got, name))}"
         for name in names
     ]
-    # A digest of code also changes with Python's version: a name for the function is then the way on.
+    # A digest of code also changes with Python's version. The remedy is to name the function.
     outputs = "output" in names and stored.output and got.output
     if outputs and stored.output.differs_in_code_alone(got.output):
         remedy += ", or if both functions compute the same, FunctionOutput(function, name=...)"
@@ -43,13 +43,13 @@ def check_equal(stored: Any, got: Any, where: str, remedy: str = "give it anothe
 
 
 def _other_origins(names: list[str]) -> str:
-    """Say which of these fields mean that the store was made from something else."""
+    """Say which of these fields show that the store was made from something else."""
     others = [f"the {_ORIGINS[name]}" for name in names if name in _ORIGINS]
     differ = "differ from those" if len(others) > 1 else "differs from the one"
     return f": {' and '.join(others)} {differ} that the store was made from; it" if others else ""
 
 
 def shortened(value: Any) -> str:
-    """Return a value as text for a message, hashes and long ones cut."""
+    """Return a value as text for a message; hashes and long values are cut."""
     text = _HASH.sub(r"\1", str(value))
     return text if len(text) <= 400 else f"{text[:400]}..."

@@ -1,9 +1,9 @@
-"""Settings of a model's modules, which change its features and are no part of its weights.
+"""Settings of a model's modules, which affect its features and are not part of its weights.
 
-They are kept as short texts under names like ``LayerNorm.eps``, one for all modules of a class: a
-number (or another plain value) where all of them have it, a summary of numbers that differ or of a
-tensor, and a digest of anything else. Only names that both sides have are compared, so that a newer
-version of a library, whose modules have more attributes or fewer, goes on with the same split.
+They are kept as short texts under names like ``LayerNorm.eps``, one for all modules of a class: the
+common value if it is a number or another plain value, a summary of different numbers or of a tensor,
+and a digest of anything else. Only names on both sides are compared, so that a newer version of a
+library, whose modules have more or fewer attributes, can continue the split.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _DIGEST = re.compile(r"(\d+) (\w+), digest [0-9a-f]+")
 
 
 def summary(count: int, norm: float, sums: Sequence[float]) -> str:
-    """Return the text of numbers of which there are so many, with a norm and three weighted sums."""
+    """Return the text that summarises some numbers: their count, their norm, three weighted sums."""
     return f"{count} numbers, summed {' '.join(f'{one:.10g}' for one in (norm, *sums))}"
 
 
 def check_settings(
     stored: Settings, got: Settings, where: str, other: str = "this model", remedy: str = _REMEDY
 ) -> None:
-    """Refuse a model whose modules have other settings than those that rows were made with.
+    """Refuse a model whose modules have other settings than those with which rows were made.
 
     Parameters
     ----------
     stored, got : tuple of (name, text)
-        Settings that a split's document has, and those of the model. What only one of them has is not
-        compared.
+        Settings in a split's document, and those of the model. A setting that only one of them has is
+        not compared.
     where, other : str
-        Names of the split, and of what it is compared with, in messages.
+        Names of the split and of the other side, for messages.
     remedy : str
-        Words about what to do.
+        Last words of the message: what to do.
 
     Raises
     ------
@@ -74,12 +74,12 @@ featurize it anew
 
 
 def _told(name: str, stored: str, got: str) -> str:
-    """Say how a setting differs; nothing where it does not."""
+    """Say how a setting differs; an empty text if it does not."""
     if stored == got:
         return ""
     one, other = _SUMMED.fullmatch(stored), _SUMMED.fullmatch(got)
     if one and other:
-        # A cache that grew with the longest sample so far has more numbers, and is the same setting.
+        # A cache that grows with the longest sample has more numbers, but is the same setting.
         if one[1] != other[1] or _alike(one.groups()[1:], other.groups()[1:]):
             return ""
         return f"{name} has other values among its {one[1]} numbers"
@@ -92,7 +92,7 @@ def _told(name: str, stored: str, got: str) -> str:
 
 
 def _alike(stored: Iterable[str], got: Iterable[str]) -> bool:
-    """Tell whether norms and sums are equal, to what rounding can change."""
+    """Tell whether norms and sums are equal up to rounding."""
     pairs = [(float(one), float(other)) for one, other in zip(stored, got, strict=True)]
     scale = max(abs(one) for pair in pairs for one in pair)
     return all(abs(one - other) <= _SUMMARY * scale for one, other in pairs)
@@ -106,6 +106,6 @@ def _is_same_number(stored: str, got: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Return a value for a message; of a summary, that there are several values."""
+    """Return a value for a message; a summary is shown as several values."""
     several = _SUMMED.fullmatch(text) or _DIGEST.fullmatch(text)
     return "not the same in all of them" if several else text

@@ -1,4 +1,4 @@
-"""The output of a store: the scalar of the model that was differentiated."""
+"""The output of a store: the differentiated scalar of the model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """The scalar of the model that is differentiated: a name and its options."""
+    """The differentiated scalar of the model: a name and its options."""
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        # JSON holds no number of another library, and what is read back must compare equal.
+        # JSON holds only plain numbers, and the spec that is read back must compare equal.
         plain = tuple((name, _python_number(value)) for name, value in self.options)
         object.__setattr__(self, "options", plain)
 
@@ -33,19 +33,19 @@ class OutputSpec:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> OutputSpec:
-        """Read what :meth:`to_dict` gives."""
+        """Read a result of :meth:`to_dict`."""
         known = documents.fields(document, _FIELDS, what="an output")
         return cls(known["name"], tuple(sorted(known["options"])))
 
     def differs_in_code_alone(self, other: OutputSpec) -> bool:
         """Tell whether all options but ``code``, the digest of a function, are the same."""
-        # Outputs that are no function have no code, and differ in something else.
+        # Outputs that are not functions have no code, so that they differ in something else.
         own, others = dict(self.options), dict(other.options)
         return "code" in own and {**own, "code": ""} == {**others, "code": ""}
 
 
 def _python_number(value: Any) -> Any:
-    """Return a number of any library as Python's own, and all else as it is."""
+    """Return a number of any library as Python's own; anything else is returned unchanged."""
     if is_whole(value):
         return as_whole(value, "an option")
     return float(value) if is_number(value) else value

@@ -1,4 +1,4 @@
-"""The parameters of a store: those that gradients were taken of."""
+"""The parameters of a store, by which its gradients were taken."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """The parameters that gradients are taken of: canonical names and shapes, in model order."""
+    """Parameters by which gradients are taken: canonical names and shapes, in model order."""
 
-    # Their order counts: the identity's features lie in it.
+    # Their order matters: features of the identity projection are in it.
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     patterns: tuple[str, ...] = ("*",)
 
@@ -47,5 +47,5 @@ class ParameterSpec:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ParameterSpec:
-        """Read what :meth:`to_dict` gives."""
+        """Read a result of :meth:`to_dict`."""
         return cls(**documents.fields(document, _FIELDS, what="the list of parameters"))

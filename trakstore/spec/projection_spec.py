@@ -32,10 +32,10 @@ class ProjectionSpec:
     Parameters
     ----------
     kind : {"sjlt", "kronecker", "rademacher", "gaussian", "identity", "external"}
-        Sparse Johnson-Lindenstrauss transform; both sides of each weight projected, then sketched
-        (fastest, with two times the error and more); dense random signs; dense normal numbers; no
-        projection; or one that another program made, which cannot be made again here, may differ
-        from epoch to epoch, and may lack the scale of E[PᵀP] = I.
+        In this order: the sparse Johnson-Lindenstrauss transform; both sides of each weight projected,
+        then sketched (fastest, with at least twice the error); dense random signs; dense normal
+        numbers; no projection; or a projection by another program, which cannot be computed here, may
+        differ from epoch to epoch, and may lack the scale of E[PᵀP] = I.
     dim : int, optional
         Number of features; not for ``"identity"``, whose dimension is the number of parameters.
     seed : int, optional
@@ -45,12 +45,12 @@ class ProjectionSpec:
     version : int
         Version of the projection's definition; see ``storage/FORMAT.md``.
     side : int, optional
-        Size to which a ``"kronecker"`` projects each side of a weight, 32 by default; only for it.
+        Size to which ``"kronecker"`` projects each side of a weight, by default 32; only for that kind.
     per_epoch : bool
-        Whether each epoch has a P of its own, whose seed follows from this one: what one projection
-        loses another keeps, so that means over checkpoints come nearer to those of whole gradients at
-        the same size (``benchmarks/accuracy.py lm``). Features of different epochs have no products
-        with one another then.
+        Whether each epoch has its own P, whose seed follows from this one. What one projection loses
+        another keeps, so that means over checkpoints are closer to those of whole gradients at the same
+        size (``benchmarks/accuracy.py lm``). Products between features of different epochs then have no
+        meaning.
 
     Raises
     ------
@@ -97,9 +97,9 @@ class ProjectionSpec:
             )
 
     def at(self, epoch: int | str) -> ProjectionSpec:
-        """Return the projection of one epoch: this one, but with ``per_epoch`` for its seed.
+        """Return the projection of one epoch: this one, or with ``per_epoch`` one with its own seed.
 
-        That is the first 8 bytes, little-endian, of the SHA-256 of ``seed:epoch``.
+        That seed is the first 8 bytes, little-endian, of the SHA-256 of ``seed:epoch``.
         """
         if not self.per_epoch:
             return self
@@ -108,7 +108,7 @@ class ProjectionSpec:
 
     @property
     def test_vector(self) -> tuple[float, ...]:
-        """Features that this kind and version give on the published test (``storage/FORMAT.md``)."""
+        """Features of this kind and version on the published test (``storage/FORMAT.md``)."""
         return KINDS[self.kind].test_vectors[self.version]
 
     @property
@@ -118,28 +118,28 @@ class ProjectionSpec:
         return ProjectionSpec(self.kind, version=self.version, **options)
 
     def features(self, parameters: int | None) -> int | None:
-        """Return the number of features of so many scalars in the parameters, where it is known."""
+        """Return the number of features for so many scalars in the parameters, if it is known."""
         return KINDS[self.kind].features(self.dim, parameters)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict for JSON, with the test vector."""
         document = {**asdict(self), "test_vector": list(self.test_vector)}
-        # Stores are older than it: one that was made without must stay readable for all trakstores.
+        # The field is younger than the format: without it, the document must stay as it was before.
         return {name: v for name, v in document.items() if name != "per_epoch" or v}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ProjectionSpec:
-        """Read what :meth:`to_dict` gives.
+        """Read a result of :meth:`to_dict`.
 
         Parameters
         ----------
         document : mapping
-            Fields of the spec, and the test vector where it was stored.
+            Fields of the spec, and the test vector if it was stored.
 
         Raises
         ------
         DamagedError
-            When a field has a value that no writer gives it.
+            When a field has a value that no writer produces.
         SpecMismatchError
             When this version does not give the document's test vector.
         """

@@ -21,13 +21,13 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class ScaleSpec:
-    """A scale of gradients, whose factors lie in a table of the store that is named by their hash.
+    """A scale of gradients; its factors are in a table of the store, named by their hash.
 
     Attributes
     ----------
     source : {"samples", "adam", "given"}
-        Origin of the second moments: samples with labels drawn from the model, the optimizer, or
-        whoever called.
+        Origin of the second moments: samples with labels drawn from the model, the optimizer, or the
+        caller.
     digest : str
         SHA-256 of the factors; see ``storage/FORMAT.md``.
     """
@@ -46,5 +46,5 @@ class ScaleSpec:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> ScaleSpec:
-        """Read what :meth:`to_dict` gives."""
+        """Read a result of :meth:`to_dict`."""
         return cls(**documents.fields(document, _FIELDS, what="the scale of gradients"))

@@ -1,4 +1,4 @@
-"""One split at one epoch: its size, its blocks and columns, and what it was made from."""
+"""One split at one epoch: its size, its blocks and columns, and its origin."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NONCES: dict[Doubt, int] = {"": 0, "padding": 0xF0F0F0F0, "engine": 0xFFFFFFFF}
 _FEATURES = ("float32", "float16", "int8")
 _NUMBERS = ("float32", "float16", "float64", "int64", "int32", "int8")
 _WHOLE = ("rows", "dim", "block_rows", "chunk_rows", "chunk_columns", "nonce", "keep_bits", "draws")
-# A document that says more is damaged or forged, and is refused before memory is taken for it.
+# A document with more is damaged or forged, and is refused before memory is taken for it.
 _MOST_BLOCKS, _MOST_BLOCK_ROWS = 2**22, 2**25  # of a split, of a block
 _MOST_ENTRIES = 2**16  # of a block's commit record: one for each chunk
 _MOST_CHUNK_BYTES = 2**28
@@ -58,10 +58,10 @@ _ADDED = ("widths", "given", "coordinates", "draws", "of_spec", "settings", "los
 
 @dataclass(frozen=True)
 class SplitSpec:
-    """One split at one epoch: its size, its blocks and columns, and what it was made from.
+    """One split at one epoch: its size, its blocks and columns, and its origin.
 
-    Whoever creates the split chooses the shape of blocks and the nonce, and all others adopt them:
-    they do not take part in comparisons.
+    The creator of the split chooses the shape of blocks and the nonce, and all others adopt them: these
+    are not compared.
 
     Attributes
     ----------
@@ -72,8 +72,8 @@ class SplitSpec:
     widths : tuple of (name, width)
         Columns other than ``features`` that have several numbers a row: stored activations.
     checkpoint, dataset : str or None
-        Hash of the model's parameters and buffers, or ``features:`` and a hash of the features
-        where those were made elsewhere; fingerprint of the data set.
+        Hash of the model's parameters and buffers, or for features made elsewhere ``features:`` and a
+        hash of these; and fingerprint of the data set.
     learning_rate : float or None
         Learning rate at this checkpoint, for TracIn.
     keep_bits : int or None
@@ -86,16 +86,17 @@ class SplitSpec:
     block_rows, chunk_rows, chunk_columns : int
         Shape of a block and of a feature chunk; see :class:`trakstore.planning.BlockShape`.
     nonce : int
-        Random 32-bit number that tells this split from one of the same name that was dropped.
+        Random 32-bit number that distinguishes this split from a dropped one of the same name.
     coordinates : str
-        Names of the arrays that xarray takes for coordinates; empty in splits of before there were any.
+        Names of the arrays that xarray takes for coordinates; empty in splits older than this field.
     draws : int
-        Rows of each train sample, in given rows of drawn labels; 0 where that is not known.
+        Rows of each train sample, in given rows of drawn labels; 0 if unknown.
     of_spec : str
-        ``rows_digest`` of the :class:`StoreSpec` that the rows were made by; empty in splits of before.
+        ``rows_digest`` of the :class:`StoreSpec` of the rows; empty in splits older than this field.
     settings : tuple of (name, text)
-        Settings of the model's modules that are no part of its weights; see
-        :mod:`trakstore.spec.model_settings`. Empty in splits of before, and where it is not known.
+        Settings of the model's modules that are not part of its weights; see
+        :mod:`trakstore.spec.model_settings`. Empty in splits older than this field, and if they are
+        unknown.
     doubted : {"", "padding", "engine"}
         Why rows of it were withdrawn, if any were: see :meth:`withdrawn`.
     """
@@ -143,19 +144,19 @@ class SplitSpec:
         return tuple(sorted(name for name, _ in self.columns if name not in wide))
 
     def check_of(self, store: StoreSpec) -> None:
-        """Refuse this split in a store whose splits cannot be like it.
+        """Refuse this split if it does not fit into a store.
 
         Raises
         ------
         DamagedError
             When its features have another dimension, dtype or rounding.
         SpecMismatchError
-            When it says that its rows were made by another projection, output, scale or precision, or
-            of other parameters.
+            When its rows were made with another projection, output, scale or precision, or from other
+            parameters.
         """
         dtype = dict(self.columns)["features"]
         mine, its = (self.dim, dtype, self.keep_bits), (store.dim, store.dtype, store.keep_bits)
-        # The dim of a store may be open until a split has one.
+        # The dim of a store may be open until its first split is written.
         if mine != (store.dim or self.dim, *its[1:]):
             raise DamagedError(
                 f"its document says dim, dtype and keep_bits are {mine}, the store's says {its}"
@@ -206,12 +207,12 @@ class SplitSpec:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> SplitSpec:
-        """Read what :meth:`to_dict` gives.
+        """Read a result of :meth:`to_dict`.
 
         Raises
         ------
         DamagedError
-            When a field has a value that no writer gives it, or the sizes do not fit together.
+            When a field has a value that no writer produces, or the sizes do not fit together.
         """
         spec = cls(**documents.fields(document, _FIELDS, _ADDED, "the split's document"))
         _check_columns(spec)
@@ -227,11 +228,11 @@ def _check_columns(spec: SplitSpec) -> None:
             f"the split's columns must have features of {' or '.join(_FEATURES)} and a sample_id of "
             f"int64 or str, got {shortened(dtypes)}"
         )
-    # Each column is a folder beside three arrays of the store's own, which it must not take over.
+    # Each column is a folder beside three arrays of the store itself, which it must not replace.
     strange = sorted(dtypes.keys() & {"written", "masked", "skipped"})
     strange += sorted(widths.keys() - {n for n in dtypes if n.startswith("activations.")})
     strange += sorted(n for n in dtypes if n != "sample_id" and dtypes[n] == "str")
-    # Integers of 8 bits are features, which mean nothing without the scale of each row.
+    # Integers of 8 bits can only be features, and mean nothing without the scale of each row.
     strange += sorted(n for n in dtypes if n != "features" and dtypes[n] == "int8")
     scaled, scale = dtypes["features"] == "int8", dtypes.get("row_scale")
     if scale != ("float32" if scaled else None):
@@ -247,7 +248,7 @@ def _check_shape(spec: SplitSpec) -> None:
     """Raise a :class:`DamagedError` for blocks and chunks that no writer would choose."""
     widest = max(spec.chunk_columns, *(width for _, width in spec.widths), 1)
     across = -(-spec.dim // spec.chunk_columns) + len(spec.widths)
-    # A block's commit record has an entry for each column, and for each chunk of those that are wide.
+    # A block's commit record has an entry for each column, and for each chunk of wide columns.
     entries = len(spec.columns) + spec.block_rows // spec.chunk_rows * across
     if (
         spec.block_rows % spec.chunk_rows

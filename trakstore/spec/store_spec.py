@@ -1,4 +1,4 @@
-"""The store as a whole: what all of its features have in common."""
+"""The store as a whole: properties that all of its features share."""
 
 from __future__ import annotations
 
@@ -37,21 +37,20 @@ _FIELDS = {
     "autocast": documents.optional(documents.one_of(*get_args(LessPrecise))),
     "scale": documents.optional(documents.made_by(ScaleSpec.from_dict, "a scale of gradients")),
 }
-# Stores are older than these, and a trakstore refuses a field that it does not know: a store that was
-# made without them must stay readable for all.
+# These fields are younger than the format, and older versions refuse fields that they do not know: a
+# store without them must stay readable for all versions.
 _LATER = ("autocast", "scale")
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """Description that all features of a store have in common.
+    """Properties that all features of a store share.
 
-    ``output`` and ``parameters`` are ``None`` in a store whose features were made elsewhere. With
-    ``dtype`` ``"int8"``, features are integers of 8 bits, times a scale for each row. With
-    ``keep_bits`` the mantissas of float32 features are rounded to so many bits before they are
-    written, and compressed. ``autocast`` is the precision of the model's products, where that was less
-    than its parameters'. ``scale`` names the factors that gradients were multiplied with before
-    the projection, where there are any.
+    ``output`` and ``parameters`` are ``None`` in a store for features made elsewhere. With ``dtype``
+    ``"int8"``, features are integers of 8 bits, times a scale for each row. With ``keep_bits`` the
+    mantissas of float32 features are rounded to so many bits before they are written, and compressed.
+    ``autocast`` is the precision of the model's products, if less than that of its parameters.
+    ``scale`` names the factors by which gradients were multiplied before the projection, if any.
     """
 
     projection: ProjectionSpec
@@ -92,20 +91,20 @@ class StoreSpec:
 
     @property
     def dim(self) -> int | None:
-        """Number of features; ``None`` where only the first written split will tell."""
+        """Number of features; ``None`` if only the first written split will tell."""
         return self.projection.features(self.parameters.count if self.parameters else None)
 
     @cached_property
     def rows_digest(self) -> str:
-        """SHA-256 of all that decides which features a sample has at given weights.
+        """SHA-256 of everything that determines a sample's features at given weights.
 
-        Splits keep it, so that one that was copied from a store of other features is told. How rows are
-        stored is not in it, nor by which patterns the parameters were chosen.
+        Splits record it, so that one copied from a store of other features is recognised. The way rows
+        are stored is not part of it, nor are the patterns by which parameters were chosen.
         """
         own = self.to_dict()
         decisive = {name: own.get(name) for name in ("output", "autocast", "scale")}
-        # Its test vector follows from kind and version. A field that comes later must not be here where
-        # it is empty, or no split of before would be of its store any more.
+        # The test vector follows from kind and version. A later field must be left out if it is empty,
+        # or no older split would belong to its store any more.
         decisive["projection"] = {k: v for k, v in own["projection"].items() if k != "test_vector"}
         decisive["shapes"] = own["parameters"] and own["parameters"]["shapes"]
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
@@ -125,5 +124,5 @@ class StoreSpec:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> StoreSpec:
-        """Read what :meth:`to_dict` gives."""
+        """Read a result of :meth:`to_dict`."""
         return cls(**documents.fields(document, _FIELDS, _LATER, "the store's document"))

@@ -10,8 +10,8 @@ from trakstore.quantities import as_whole
 def set_whole(
     spec: Any, name: str, least: int | None = None, most: int | None = None, needed: str = ""
 ) -> None:
-    """Make a field Python's own whole number, or raise; None is left as it is."""
+    """Convert a field to Python's own integer, or raise; None is left unchanged."""
     value = getattr(spec, name)
     if value is not None:
-        # A frozen dataclass has no other way to change what it was given.
+        # A frozen dataclass allows no ordinary assignment.
         object.__setattr__(spec, name, as_whole(value, name, least, most, needed=needed))

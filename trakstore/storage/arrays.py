@@ -1,7 +1,7 @@
 """Documents and chunks of the arrays of a split, all of which follow from its spec.
 
-Since every writer computes the same bytes, documents are never a matter of who was first, and a
-document that was damaged can be written again.
+Every writer computes the same bytes, so that it does not matter who writes a document first, and a
+damaged one can be written again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def column_shape(split: SplitSpec, name: str) -> tuple[tuple[int, ...], tuple[in
 
 
 def column_form(split: SplitSpec, name: str) -> ChunkForm:
-    """Return what the chunks of a column are; of one that ``columns`` does not name, one byte a row."""
+    """Return the form of a column's chunks; for one that ``columns`` does not name, one byte a row."""
     compressed = name == layout.FEATURES and split.keep_bits is not None
     dtype = dict(split.columns).get(name, "bool" if name == layout.MASKED else "uint8")
     return ChunkForm(column_shape(split, name)[1], dtype, compressed)
@@ -94,7 +94,7 @@ def array_documents(split: SplitSpec) -> dict[str, bytes]:
 def row_document(split: SplitSpec, name: str) -> bytes:
     """Return the document of ``masked`` (of format 1) or ``skipped``.
 
-    They have chunks only for the blocks of which they say something.
+    Both have chunks only for blocks with such rows.
     """
     return array_document(column_form(split, name), (split.rows,), ("sample",))
 
@@ -102,8 +102,8 @@ def row_document(split: SplitSpec, name: str) -> bytes:
 def block_keys(split: SplitSpec, block: int) -> list[str]:
     """Return the chunk keys of a block, relative to the split, in the order of its marker's entries.
 
-    First one chunk of each row column, by name, then the feature chunks, row by row, then those of
-    activations, layer by layer, by name.
+    The order is: one chunk of each row column, by name; the feature chunks, row by row; the chunks of
+    activations, by layer name.
     """
     start, stop = split.block_range(block)
     down = range(start // split.chunk_rows, -(-stop // split.chunk_rows))

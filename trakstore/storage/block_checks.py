@@ -31,8 +31,8 @@ FindingKind: TypeAlias = Literal[
 
 _Wrong: TypeAlias = tuple[FindingKind, str, str]  # what kind, the key in the split, a message
 
-# how far the norm of the stored row may be from the stored norm, which is itself rounded, and was
-# taken before the row was cast or rounded: the writer lets that change it by 1%
+# Most difference between the norm of a stored row and the stored norm. The latter is rounded itself,
+# and was taken before the row was cast or rounded, which may change it by 1%.
 EXACT, NARROWED = 1e-5, 0.01 + 1e-6
 
 
@@ -83,13 +83,14 @@ def check_block(split: Split, block: int) -> list[Finding]:
     rows = _Rows(spec, block)
     gone = dropped_columns(spec) if split.dropped else ()
     for i, key in enumerate(block_keys(spec, block)):
-        # What was deleted on purpose is not missed. A row without it says nothing about its norm.
+        # Chunks that were deleted on purpose are not missed. Without them, a row cannot be compared
+        # with its norm.
         if key.partition("/")[0] in gone:
             continue
         tail = None if wrong else marker[(2 + i) * TAIL : (3 + i) * TAIL]
         bad = _check_chunk(split, key, tail, rows)
         wrong_parts += [] if bad is None else [bad]
-    # Sound chunks that the marker does not commit may still hold all rows that count.
+    # Sound chunks that the marker does not commit may still hold every row that counts.
     if {kind for kind, *_ in wrong_parts} == {"foreign"} and _has_old_rows(split, block):
         wrong_parts = []
     wrong_parts += _wrong_note(split, block, rows.says_why)
@@ -109,10 +110,10 @@ def _check_chunk(split: Split, key: str, tail: bytes | None, rows: _Rows) -> _Wr
         if wrong is None and value is not None:
             rows.add(key, value)
     except DamagedError as error:
-        # Errors of reading name the whole key, those of decoding the key within the split.
+        # Errors of reading name the whole key, and those of decoding the key within the split.
         return "damaged", key, _words(error, path).removeprefix(f"{key} ")
     except LocationError as error:
-        # A network that fails is no damage: the check stops, and is no report. A bad sector is.
+        # A failing network is no damage: the check stops without a report. A bad sector is damage.
         if getattr(error.__cause__, "errno", None) != errno.EIO:
             raise
         return "damaged", key, "cannot be read: input/output error"
@@ -139,7 +140,7 @@ def _reasons(split: Split, block: int) -> NDArray[np.uint8] | None:
 
 
 def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
-    """Check the key that says that a block has bad rows: it has to be there if it has any."""
+    """Check the key that says that a block has bad rows, which must exist if there are any."""
     note, chunk = layout.skipped_key("", block), layout.chunk_key(layout.SKIPPED, (block,))
     try:
         keys = [layout.child(split.path, key) for key in (note, chunk)]
@@ -156,9 +157,10 @@ def _wrong_note(split: Split, block: int, says_why: bool) -> Iterator[_Wrong]:
 
 
 def _has_old_rows(split: Split, block: int) -> bool:
-    """Tell whether a last, short block is what the marker commits but for rows behind its last.
+    """Tell whether the marker commits a last, short block, apart from rows after the split's last.
 
-    A stopped append leaves it so: the chunks stored again with more rows, the old ones as they were.
+    A stopped append leaves such a block: its chunks are stored again with more rows, the old ones
+    unchanged.
     """
     start, stop = split.spec.block_range(block)
     if stop - start == split.spec.block_rows:
@@ -178,7 +180,7 @@ def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
     key = layout.marker_key("", block)
     if len(marker) != TAIL * (marker_entries(spec) + 1) or not intact(marker):
         return "marker", key, "is damaged: its checksum or its length is wrong"
-    # In the order of the writer: rows, the split's nonce, then the tail of each chunk.
+    # The order of the writer: rows, the split's nonce, then the tail of each chunk.
     rows, nonce, *tails = np.frombuffer(marker[:-TAIL], "<u4").tolist()
     start, stop = spec.block_range(block)
     if nonce in spec.nonces_before:
@@ -186,7 +188,7 @@ def _wrong_marker(spec: SplitSpec, block: int, marker: bytes) -> _Wrong | None:
         return "marker", key, f"{what}: run the same featurize again"
     if nonce != spec.nonce:
         return "marker", key, f"is stale: it has nonce {nonce}, the split {spec.nonce}"
-    # the last block may have more: then an append was stopped before its rows counted
+    # The last block may have more rows, if an append was stopped before they counted.
     if rows < stop - start or rows > (spec.block_rows if stop == spec.rows else stop - start):
         return "marker", key, f"says {rows} rows, the block has {stop - start}"
     if rows == stop - start and any(tails[len(block_keys(spec, block)) :]):
@@ -211,7 +213,7 @@ def _wrong_chunk(
 
 
 class _Rows:
-    """Numbers of a block, taken in chunk by chunk: the row columns, and the rows' squared norms."""
+    """Numbers of a block, collected chunk by chunk: the row columns, and the rows' squared norms."""
 
     def __init__(self, spec: SplitSpec, block: int) -> None:
         self.spec = spec
@@ -228,7 +230,7 @@ class _Rows:
         values = column_form(self.spec, name).decode(key, value)
         if name == layout.FEATURES:
             if values.dtype == np.int8 and layout.ROW_SCALE not in self.narrow:
-                return  # a scale that is damaged, and is told of: the rows say nothing
+                return  # the scale is damaged, which is reported: without it the rows cannot be checked
             self._add_squares(values, *layout.chunk_numbers(rest))
         elif name in self.finite:
             self._add_finite(name, values, layout.chunk_numbers(rest)[0])
@@ -253,13 +255,13 @@ class _Rows:
 
     @property
     def says_why(self) -> bool:
-        """True if rows are NaN and say why: then they were written since notes are."""
+        """True if rows are NaN with a reason: they were written by a version that notes reasons."""
         return "norm" in self.narrow and bool(stated_reasons(self.narrow["norm"]).any())
 
     def wrong(self, reasons: NDArray[np.uint8] | None = None) -> Iterator[_Wrong]:
-        """Yield rows that are not finite, and rows that have not their stored norm.
+        """Yield rows that are not finite, and rows whose norm is not the stored one.
 
-        Rows that were bad when they were written are neither, if there are ``reasons`` for them.
+        Rows that were bad when they were written, with ``reasons`` for it, are left out.
         """
         if reasons is not None and "norm" in self.narrow:
             norms = self.narrow["norm"]
@@ -274,7 +276,7 @@ class _Rows:
         for name, column in self.narrow.items():
             if column.dtype.kind == "f" and not np.isfinite(column).all():
                 yield "non-finite", name, self._named(~np.isfinite(column), "is NaN or infinite")
-        # Without one of its chunks a row's sum of squares says nothing about its norm.
+        # If one chunk is missing, a row's sum of squares cannot be compared with its norm.
         if self.awaited:
             return
         finite = np.isfinite(self.squares)
@@ -286,7 +288,7 @@ class _Rows:
                 yield "norm", "norm", self._named(off, "is not the norm of the stored features")
 
     def _leave_out(self, rows: NDArray[np.bool_]) -> None:
-        """Count some rows as finite ones of norm 0."""
+        """Treat some rows as finite ones of norm 0."""
         self.squares[rows] = 0
         for whole in self.finite.values():
             whole[rows] = True
@@ -302,7 +304,7 @@ class _Rows:
         absolute = math.sqrt(self.spec.dim) * float(np.finfo(np.float32).smallest_subnormal)
         allowed = relative * norm + absolute
         if layout.ROW_SCALE in self.narrow:
-            # No more than what rounding to 8 bits can do to these rows, and than the writer lets it.
+            # No more than the rounding to 8 bits can change these rows, and than the writer accepts.
             bound = rounding_bound(self.narrow[layout.ROW_SCALE], self.spec.dim)
             allowed = np.minimum(bound, MOST_ERROR * norm) + EXACT * norm + absolute
         difference = np.abs(np.sqrt(self.squares) - norm)

@@ -1,7 +1,7 @@
 """The names of epochs and splits of a store, as far as this process knows.
 
-They are read when a store is opened, and kept up to date by all that this process does, so that to show
-a store, or to ask what there is, reads nothing.
+They are read when a store is opened, and updated by every change that this process makes. So showing a
+store, or asking which names there are, reads nothing.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Seen:
 
 
 class Catalogue:
-    """Names of the splits of each epoch of one store, and what was seen of them."""
+    """Names of the splits of each epoch of one store, and what is known of each split."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
-        # Replaced as a whole, never changed: other threads may be going through it.
+        # Replaced as a whole and never changed, since other threads may be iterating over it.
         self._splits: dict[Epoch, dict[str, Seen | None]] = {}
         self._was_read = False
 
@@ -56,7 +56,7 @@ class Catalogue:
         return tuple(sorted({name for names in self._splits.values() for name in names}))
 
     def _read_once(self) -> None:
-        # A store that came from another process, or by another way to its place, was not opened here.
+        # A store that came from another process, or through another path, was not opened here.
         if not self._was_read:
             self.read()
 
@@ -69,20 +69,20 @@ class Catalogue:
         return self._splits.get(layout.as_epoch(epoch), {}).get(split)
 
     def add(self, epoch: Epoch, splits: Mapping[str, Seen | None]) -> None:
-        """Take in splits that were made or opened."""
+        """Add splits that were made or opened."""
         own = layout.as_epoch(epoch)
         self._splits = {**self._splits, own: {**self._splits.get(own, {}), **splits}}
 
     def remove(self, epoch: Epoch, split: str | None = None) -> None:
-        """Leave out what was dropped; a whole epoch without a ``split``."""
+        """Remove dropped splits; a whole epoch if no ``split`` is given."""
         own = layout.as_epoch(epoch)
         left = {name: seen for name, seen in self._splits.get(own, {}).items() if name != split}
         others = {one: names for one, names in self._splits.items() if one != own}
         self._splits = others if split is None else {**others, own: left}
 
     def read(self) -> None:
-        """Look at what is there: one listing, and one for each epoch, all at once."""
-        # Names alone: a folder without a document is shown until somebody opens it.
+        """List what there is: one listing of epochs, then one for each epoch, all at once."""
+        # Only names are read: a folder without a document is shown until somebody opens it.
         epochs, names_in = self.list_epochs(), self._location.names
         paths = map(layout.epoch_path, epochs)
         listed = together(self._location, [partial(names_in, path) for path in paths])
@@ -163,8 +163,8 @@ class Catalogue:
 
     def _open_now(self, names: Sequence[str]) -> _MaybeSplits:
         """Open splits of all epochs that are there now."""
-        # Splits of the epochs that are known are opened while the epochs are listed: where a read is a
-        # way to another machine, few epochs are ever new.
+        # Splits of known epochs are opened while the epochs are being listed: reads may go to another
+        # machine, and most epochs are known.
         known = self.epochs
         opening = partial(self._open, known, names)
         now, splits = together(self._location, [self.list_epochs, opening])
@@ -191,7 +191,7 @@ class Catalogue:
         return NotFoundError(f"{self._location} has no epoch {epoch!r}{near}")
 
 
-# One for all who open a place in this process, as long as one of them is there.
+# One for everybody who opens a place in this process, as long as anybody uses it.
 _known: WeakValueDictionary[Location, Catalogue] = WeakValueDictionary()
 _lock = threading.Lock()
 

@@ -1,9 +1,9 @@
-"""Claims: a process that appends, drops, repairs, saves or trains again says so before.
+"""Claims: a process that appends, drops, repairs, saves or retrains announces it first.
 
-Rows are computed by any number of workers without a word between them. To replace or delete something
-is for one process: a second one is refused, with the name of the first. A process that was killed stops
-nobody: on the same machine its end is seen at once, on another one by its silence, since a process that
-lives renews its claim.
+Any number of workers compute rows without communicating. Replacing or deleting something is for one
+process: a second one is refused, with the name of the first. A killed process blocks nobody: on the
+same machine its end is noticed at once, on another one by its silence, since a living process renews
+its claim.
 """
 
 from __future__ import annotations
@@ -29,36 +29,37 @@ from trakstore.storage.backends.location import Location
 from trakstore.storage.group_documents import group_document, make_groups, placed_fields
 from trakstore.storage.numbered import highest, publish_numbered, stored_numbers
 
-RENEWED = 15.0  # seconds between two signs of life,
-SILENT = 60.0  # and without one, after which a process on another machine is taken to be dead
-POLL = 1.0  # seconds between two looks
+RENEWED = 15.0  # seconds between two renewals
+SILENT = 60.0  # seconds without one, after which a process elsewhere counts as dead
+POLL = 1.0  # seconds between two reads of a claim
 ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A process that changes something, or did.
+    """A process that is changing something, or has changed it.
 
     Attributes
     ----------
     place : str
         Path of the claim itself.
     what : str
-        The change in words, such as ``"append"``.
+        The change, such as ``"append"``.
     host, machine : str
-        Name of the machine, and a text that tells it, as it runs now, from others of that name.
+        Name of the machine, and a text that distinguishes it, since its last start, from others.
     process, born : int
-        Number of the process, and the time of its start, which tells it from later ones of that number.
+        Number of the process, and its start time, which distinguishes it from later ones of that
+        number.
     since : str
-        ISO 8601, UTC.
+        Time of the claim, ISO 8601, UTC.
     writing : str
-        Random text: no two claims are alike.
+        Random text, so that no two claims are equal.
     renewed : int
-        Number of signs of life.
+        Number of renewals.
     known : dict
-        Results of it and of claims before: plain values, such as the number of rows.
+        Results of this and earlier claims: plain values, such as the number of rows.
     ended : bool
-        True once it has ended, well or not.
+        True once the process has ended, successfully or not.
     """
 
     place: str
@@ -96,7 +97,7 @@ class Claim:
 
     @property
     def is_left(self) -> bool:
-        """True if it was left behind by a process of this machine that is no more."""
+        """True if a process of this machine left the claim and no longer runs."""
         mine = self.machine == _machine()
         return mine and not self.ended and _born(self.process) != self.born
 
@@ -118,7 +119,7 @@ _CLAIM = {
 
 @contextmanager
 def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]]:
-    """Within, this process alone changes what lies at ``path``.
+    """Within, let this process alone change what lies at ``path``.
 
     Parameters
     ----------
@@ -126,17 +127,18 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
     path : str
         Path of a group.
     what : str
-        The change in words, for others.
+        The change, for messages in other processes.
 
     Yields
     ------
     dict
-        Filled by the caller with results, plain values, which are kept: see :func:`last_claim`.
+        Results of the change, plain values that the caller adds and the claim keeps: see
+        :func:`last_claim`.
 
     Raises
     ------
     LocationError
-        When another process is changing it: which one, and since when.
+        When another process is changing it; the message says which, and since when.
     """
     top = layout.claims_path(path)
     number, claim = _take(location, top, what)
@@ -149,16 +151,16 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
     try:
         yield result
     except BaseException:
-        result.clear()  # results of a change that failed are none
+        result.clear()  # a failed change has no results
         raise
     finally:
         ended.set()
         renewal.join()
         over = replace(claim, known={**claim.known, **result}, ended=True)
         key = layout.document_key(top, number)
-        # If the end cannot be written, or the process is killed before, the claim goes silent, and the
-        # next process takes the place after a minute; on this machine at once. The highest claim stays,
-        # since a number that was used must never be used again.
+        # If the end cannot be written, or the process is killed before, the claim falls silent. The
+        # next process takes over after a minute, or at once on this machine. The highest claim stays,
+        # since its number must never be used again.
         with suppress(LocationError):
             location.put({key: over.document})
             older = [n for n in stored_numbers(location, top) if n < number]
@@ -166,7 +168,7 @@ def claimed(location: Location, path: str, what: str) -> Iterator[dict[str, Any]
 
 
 def last_claim(location: Location, path: str) -> Claim | None:
-    """Return the claim of the process that changed what lies at ``path`` last, or does now."""
+    """Return the claim of the process that is changing what lies at ``path``, or did so last."""
     top = layout.claims_path(path)
     last = highest(location, top, stored_numbers(location, top))
     return None if last is None else Claim.read(last[1], layout.child(top, last[0]))
@@ -178,8 +180,8 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
         numbers = stored_numbers(location, top)
         last = highest(location, top, numbers)
         before = None if last is None else _ended(location, top, *last)
-        # One more than any number that was used, whether or not the document of the last is gone: of
-        # two processes that read the same claim exactly one publishes the next, the other reads again.
+        # The next number is above every used one, whether or not the last document is gone. Of two
+        # processes that read the same claim, exactly one publishes the next; the other reads again.
         number = max(numbers, default=0) + 1
         place = layout.child(top, number)
         claim = Claim.of_this_process(place, what, {} if before is None else before.known)
@@ -187,19 +189,20 @@ def _take(location: Location, top: str, what: str) -> tuple[int, Claim]:
             continue
         if _is_alone(location, top, numbers, 0 if last is None else last[0]):
             return number, claim
-        # With its folder: one without a document would tell of a claim that somebody deleted.
+        # Its folder is deleted too: without a document it would look like a claim that was deleted by
+        # hand.
         location.delete_folder(place)
     raise LocationError(f"{location}: others come first again and again at {top}; try again")
 
 
 def _is_alone(location: Location, top: str, numbers: list[int], read: int) -> bool:
-    """Tell whether no process holds a claim of these numbers but of the one that was ``read``.
+    """Tell whether no process holds a claim with these numbers, except the one that was ``read``.
 
-    A folder above it without a document is what a killed process left, or that of a process which was
-    about to write its claim. That one takes its claim back if it finds a higher one there. If it looked
-    before that was there, its own claim is there now. A claim below the one that was read has ended,
-    was left by a process that died, or was passed over after a long silence, but for one of this
-    machine whose process lives.
+    A folder with a higher number and no document was left by a killed process, or belongs to one that
+    is about to write its claim. That process withdraws if it finds a higher claim; if it looked before
+    that claim was there, its own document is there by now. A claim with a lower number than the one
+    read has ended, was left by a dead process, or was passed over after a long silence, unless its
+    process is on this machine and alive.
     """
     for number in numbers:
         document = None if number == read else location.get(layout.document_key(top, number))
@@ -213,10 +216,10 @@ def _is_alone(location: Location, top: str, numbers: list[int], read: int) -> bo
 
 
 def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
-    """Return a claim whose process has ended; raise for one that lives.
+    """Return a claim whose process has ended; raise if it lives.
 
-    A process of this machine is looked for. One elsewhere is dead when its claim does not change for
-    longer than several renewals take: a pause of the network may swallow some of them.
+    For this machine the process is looked up. A process elsewhere is dead if its claim does not change
+    for several renewals, since a pause of the network may swallow some of them.
     """
     claim = Claim.read(document, layout.child(top, number))
     key, until = layout.document_key(top, number), time.monotonic() + SILENT
@@ -233,17 +236,17 @@ def _ended(location: Location, top: str, number: int, document: bytes) -> Claim:
 
 
 def _renew(location: Location, top: str, number: int, claim: Claim, ended: threading.Event) -> None:
-    """Write a claim again and again, so that others see that this process lives."""
+    """Write a claim repeatedly, so that others see that this process lives."""
     key, count = layout.document_key(top, number), 0
     while not ended.wait(RENEWED):
         count += 1
-        with suppress(LocationError):  # the next sign of life may come through
+        with suppress(LocationError):  # the next renewal may succeed
             location.put({key: replace(claim, renewed=count).document})
 
 
 @cache
 def _machine() -> str:
-    """Return what tells this machine, as it runs now, from others, whose processes have own numbers."""
+    """Return a text for this machine since its start: others have processes of the same numbers."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -253,13 +256,13 @@ def _machine() -> str:
 
 
 def _born(process: int) -> int | None:
-    """Return when a process of this machine was started, in the system's unit; None for no process."""
+    """Return the start time of a process of this machine, in the system's unit; None without one."""
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     if exists(Path("/proc/self/stat")):
         return None
-    # Without /proc, a process that is there is taken for the one that made the claim.
+    # Without /proc, an existing process is taken to be the one that made the claim.
     try:
         with suppress(PermissionError):
             os.kill(process, 0)

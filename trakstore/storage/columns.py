@@ -1,4 +1,4 @@
-"""Columns as people give them: checked, and in the dtypes that are stored."""
+"""Columns as people give them, checked and converted to the stored dtypes."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def stored_rows(
     dtype : str
         The stored dtype.
     first_row : int
-        Row number of the first, for messages.
+        Number of the first row, for messages.
     keep_bits : int, optional
         Bits of the mantissa that are kept.
 
     Raises
     ------
     NumericsError
-        For NaN or inf; for values that ``dtype`` cannot hold; for rows whose norm the cast changes
-        by more than 1% (underflow), or that 8 bits move by more than a quarter of their norm.
+        For NaN or inf, values that ``dtype`` cannot hold, rows whose norm the cast changes by more than
+        1% (underflow), and rows that rounding to 8 bits moves by more than a quarter of their norm.
     """
     if features.dtype.kind not in "iuf":
         raise TrakStoreError(
@@ -58,12 +58,12 @@ def stored_activations(rows: NDArray[Any], dtype: str, first_row: int) -> NDArra
 
 
 def activations_dtype(dtype: str) -> str:
-    """Return the dtype that activations are stored in: of features in 8 bits, float16."""
+    """Return the dtype in which activations are stored: float16 beside features of 8 bits."""
     return "float16" if dtype == EIGHT_BITS else dtype
 
 
 def hashed_dtype(dtype: str) -> str:
-    """Return the dtype in which given features are hashed: those in 8 bits as float32."""
+    """Return the dtype in which given features are hashed: float32 for those of 8 bits."""
     return "float32" if dtype == EIGHT_BITS else dtype
 
 
@@ -74,7 +74,7 @@ def row_columns_of(dtype: str) -> dict[str, str]:
 
 
 def unstorable(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> NDArray[np.bool_]:
-    """Tell which finite rows would be refused, since they are not kept by the stored dtype."""
+    """Tell which finite rows would be refused, because the stored dtype would change them."""
     cast, norm = _cast(rows, dtype, keep_bits), _norms(rows)
     if cast.read is rows:
         return np.zeros(len(rows), dtype=bool)
@@ -89,8 +89,8 @@ def _stored(
     remedy = "look at these samples and at the weights"
     _refuse(~np.isfinite(norm), first_row, f"have NaN or infinite {kind}", remedy)
     cast = _cast(rows, dtype, keep_bits)
-    # Of integers that are rounded the norm would not tell: it is near. In 8 bits all numbers are
-    # rounded, and how far they may move is checked below.
+    # Rounded integers keep nearly the same norm, which would hide a change. With 8 bits every number is
+    # rounded, and the distance is checked below.
     if rows.dtype.kind in "iu" and dtype != EIGHT_BITS:
         changed = ~_as_given(rows, _cast(rows, dtype).read).all(axis=1)
         remedy = "give floats, or smaller ones"
@@ -108,7 +108,7 @@ def _stored(
 
 
 class _Cast(NamedTuple):
-    """Rows as they are stored, as they are read, and the scale of each where there is one."""
+    """Rows as they are stored and as they are read, with the scale of each if there is one."""
 
     stored: NDArray[Any]
     read: NDArray[Any]
@@ -130,7 +130,7 @@ def _cast(rows: NDArray[Any], dtype: str, keep_bits: int | None = None) -> _Cast
 
 
 def _far(cast: _Cast, rows: NDArray[Any], norm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which rows in 8 bits are too far from what they were."""
+    """Tell which rows in 8 bits are too far from their former values."""
     if cast.scale is None:
         return np.zeros(len(rows), dtype=bool)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -142,7 +142,7 @@ def _overflowed(stored: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _changed(cast: _Cast, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which rows have another norm. Of those in 8 bits, how far they moved tells more."""
+    """Tell which rows have another norm; rows in 8 bits are compared by distance instead."""
     if cast.scale is not None:
         return np.zeros(len(norm), dtype=bool)
     with np.errstate(invalid="ignore"):  # the norm of a row that overflows is infinite
@@ -150,7 +150,7 @@ def _changed(cast: _Cast, norm: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _norms(rows: NDArray[Any]) -> NDArray[np.float64]:
-    # Squares of float32 features overflow float32 long before the features do.
+    # The squares of float32 features overflow float32 long before the features do.
     norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     return norms
 
@@ -198,7 +198,7 @@ def sample_ids(
 
 
 def _first_repeated(ids: NDArray[Any]) -> str:
-    """Name the first id that comes once more, with both places."""
+    """Name the first repeated id, with both of its positions."""
     places: dict[Any, int] = {}
     for place, one in enumerate(ids.tolist()):
         if one in places:
@@ -223,12 +223,12 @@ def row_column(values: Any, rows: int, name: str, dtype: type) -> NDArray[Any] |
 
 
 def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]:
-    """Return values in the dtype that is stored: integers as they were given, floats within 1%.
+    """Return values in the stored dtype: integers unchanged, floats within 1%.
 
     Raises
     ------
     TrakStoreError
-        For values that are no numbers, not finite, or that the dtype does not have.
+        For values that are no numbers, are not finite, or cannot be held by the dtype.
     """
     if given.dtype.kind not in "biuf":
         raise TrakStoreError(f"{name} must be real numbers, got {given.dtype}")
@@ -250,16 +250,17 @@ def narrowed_column(given: NDArray[Any], dtype: type, name: str) -> NDArray[Any]
 
 
 def _as_given(given: NDArray[Any], stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which values are as given: integers exactly, floats within 1%."""
+    """Tell which values are unchanged: integers exactly, floats within 1%."""
     if given.dtype.kind == "f" and stored.dtype.kind == "f":
         near = np.abs(stored.astype(np.float64) - given) <= UNDERFLOW * np.abs(given)
         return np.asarray(near & np.isfinite(stored))
-    # Floats, or 0 and 1, that become integers. Beyond 2**63 a cast to int64 wraps around, and back.
+    # Floats, or 0 and 1, become integers. Beyond 2**63 a cast to int64 wraps around, and wraps back.
     if given.dtype.kind in "bf":
         return np.asarray(stored.astype(given.dtype) == given) & (np.abs(given * 1.0) < 2.0**63)
     if stored.dtype.kind in "iu":
         return np.asarray((stored.astype(given.dtype) == given) & ((stored < 0) == (given < 0)))
-    # Integers that become floats go back again: to compare the two would round the integers too.
+    # Integers that become floats are converted back, since comparing the two would round the integers
+    # as well.
     wide, limits = stored.astype(np.float64), np.iinfo(given.dtype)
     inside = (wide >= float(limits.min)) & (wide < float(limits.max) + 1)
     back = np.where(inside, wide, 0).astype(given.dtype)

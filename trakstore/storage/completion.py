@@ -1,6 +1,6 @@
-"""Splits that are complete: noted, so that a marker that is deleted later is missed.
+"""Notes that splits were complete, so that a marker deleted later is noticed.
 
-A block without a marker is one that was never written, as far as its files can tell. The document
+Its files cannot tell a block whose marker is gone from one that was never written. The document
 ``_complete/{epoch}/{split}`` says that all blocks of so many rows were committed.
 """
 
@@ -26,9 +26,9 @@ class Completion:
     place : str
         Path of the note itself.
     nonce : int
-        Nonce of the split: of another one of the same name it says nothing.
+        Nonce of the split; the note does not hold for another split of the same name.
     rows : int
-        Number of the rows that were there, from the first on.
+        Number of rows that were there.
     """
 
     place: str
@@ -60,7 +60,7 @@ def read_completion(location: Location, path: str) -> Completion | None:
 def note_complete(split: Split) -> bool:
     """Note that all rows of a split are committed, unless some are missing; tell whether it is noted.
 
-    Where it cannot be, on a full disk, the rows are there all the same.
+    If the note cannot be written, as on a full disk, the rows are there all the same.
     """
     with suppress(LocationError):
         return _noted(split)
@@ -80,8 +80,8 @@ def _noted(split: Split) -> bool:
     make_groups(place, layout.parent(path))
     own = Completion(path, split.spec.nonce, split.rows)
     place.put({layout.document_key(path): own.document})
-    # Whoever deletes a marker takes the note back afterwards. If that came between the two listings,
-    # the note was written too late, and would make of a repaired block a deleted one.
+    # Whoever deletes a marker takes the note back afterwards. If that happened between the two
+    # listings, this note came too late, and would turn the repaired block into a deleted one.
     if split.missing_blocks():
         forget_complete(split)
         return False
@@ -89,5 +89,5 @@ def _noted(split: Split) -> bool:
 
 
 def forget_complete(split: Split) -> None:
-    """Take the note back, once a marker was deleted that shall be written again."""
+    """Take the note back after a marker was deleted that is to be written again."""
     split.location.delete_folder(layout.complete_path(split.epoch, split.name))

@@ -1,7 +1,7 @@
-"""Making splits: safe when any number of writers start at once.
+"""Creation of splits, safe when any number of writers start at once.
 
-Every document is published only where there is none, the parent first, and read back: what is there
-decides, and a writer that differs in more than the shape of blocks is refused.
+Every document is published only where there is none, the parent first, and read back. The stored one
+decides, and a writer that differs from it in more than the shape of blocks is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trakstore.storage.writer import BlockWriter
 
 
 def spec_shape(spec: SplitSpec, dtype: str, batch_rows: int) -> BlockShape:
-    """Choose the shape of a split's blocks and chunks: by features, or activations that are wider."""
+    """Choose the shape of a split's blocks and chunks, from features or wider activations."""
     shape = block_shape(
         spec.rows,
         max(spec.dim, *(width for _, width in spec.widths), 1),
@@ -62,21 +62,17 @@ def make_split(
     Raises
     ------
     SpecMismatchError
-        When the one that is there differs; both values are shown.
+        When an existing split differs; both values are shown.
     """
     if store.dim not in (None, spec.dim):
         raise SpecMismatchError(
             f"{location} holds features of dimension {store.dim}, got {spec.dim}"
         )
-    shape, nonce = spec_shape(spec, store.dtype, batch_rows), secrets.randbits(32)
-    # Commit records and reasons of bad rows are arrays too, and no data: xarray sets them aside.
-    aside = f"{layout.SAMPLE_ID} {layout.WRITTEN} {layout.SKIPPED}"
-    wanted = replace(spec, keep_bits=store.keep_bits, nonce=nonce, **vars(shape))
-    wanted = replace(wanted, coordinates=aside, of_spec=store.rows_digest)
+    wanted = _with_shape(spec, store, batch_rows)
     path, put = layout.split_path(epoch, split), location.put_if_absent
     with error_context(f"{split} at epoch {epoch} cannot be stored"):
         SplitSpec.from_dict(wanted.to_dict())  # as every reader of it will
-    # The epoch's document comes first: a split below none would be taken for a foreign folder.
+    # The epoch's document comes first: a split in a group without one would count as a foreign folder.
     put(layout.document_key(layout.epoch_path(epoch)), EMPTY)
     document = put(layout.document_key(path), split_document(path, wanted))
     with error_context(str(location)):
@@ -88,19 +84,41 @@ def make_split(
     check_settings(made.spec.settings, wanted.settings, f"{location}: {split} at epoch {epoch}")
     with error_context(f"{location}: {split} at epoch {epoch}"):
         made.spec.check_of(store)
-    if made.spec.nonce == nonce:  # this process made it, and nothing was written under it yet
-        # A writer that was slow may have committed a block after a drop had listed the markers.
+    # With its own nonce, this process made the split, in which nothing is written yet.
+    if made.spec.nonce == wanted.nonce:
+        # A slow writer may have committed a block after a drop had listed the markers.
         BlockWriter(made).sweep()
-    for name, own in array_documents(made.spec).items():
-        there = put(layout.document_key(path, name), own)
-        # The shape may be larger: an append writes the arrays' documents before the split's own, and
-        # may have been stopped in between.
+    _make_arrays(made)
+    return made
+
+
+def _with_shape(spec: SplitSpec, store: StoreSpec, batch_rows: int) -> SplitSpec:
+    """Return the spec with the shape of its blocks, a nonce, and fields that follow from the store."""
+    shape = spec_shape(spec, store.dtype, batch_rows)
+    # Commit records and reasons of bad rows are arrays but no data: xarray is told to set them aside.
+    aside = f"{layout.SAMPLE_ID} {layout.WRITTEN} {layout.SKIPPED}"
+    return replace(
+        spec,
+        keep_bits=store.keep_bits,
+        nonce=secrets.randbits(32),
+        coordinates=aside,
+        of_spec=store.rows_digest,
+        **vars(shape),
+    )
+
+
+def _make_arrays(split: Split) -> None:
+    """Write the documents of a split's arrays where there are none, and check those that exist."""
+    for name, own in array_documents(split.spec).items():
+        there = split.location.put_if_absent(layout.document_key(split.path, name), own)
+        # The arrays may be longer than this: an append writes the arrays' documents before the split's
+        # own, and may have been stopped in between.
         if _without_shape(there) != _without_shape(own):
             raise SpecMismatchError(
-                f"{location}: the array {layout.child(path, name)} was made by another version of "
-                f"trakstore or zarr; finish the split with that one, or write to another store"
+                f"{split.location}: the array {layout.child(split.path, name)} was made by another "
+                f"version of trakstore or zarr; finish the split with that one, or write to another "
+                f"store"
             )
-    return made
 
 
 def _without_shape(document: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Splits whose features were deleted on purpose: a stored gram holds all that is asked of them.
+"""Splits whose features were deleted on purpose, since a stored gram serves every query of them.
 
-The document ``_dropped/{epoch}/{split}`` is published before the first chunk goes. The split's other
-columns and its markers stay: the split is complete, and no worker writes it again.
+The document ``_dropped/{epoch}/{split}`` is published before the first chunk is deleted. The split's
+other columns and its markers stay: the split is complete, and no worker writes it again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DroppedRows:
     place : str
         Path of the note itself.
     nonce, rows : int
-        Nonce of the split, and its rows then: of another split of the same name it says nothing.
+        Nonce of the split, and its number of rows; the note does not hold for another split.
     gram : str
         Path of the gram that is kept.
     """
@@ -44,7 +44,7 @@ class DroppedRows:
         return group_document(asdict(self))
 
     def is_of(self, spec: SplitSpec) -> bool:
-        """Tell whether the note is of the split with this spec: of another one it says nothing."""
+        """Tell whether the note belongs to the split with this spec, and not to another of its name."""
         return (self.nonce, self.rows) == (spec.nonce, spec.rows)
 
 
@@ -52,9 +52,9 @@ _FIELDS = {"place": text(), "nonce": whole(0, 2**32 - 1), "rows": whole(1), "gra
 
 
 def dropped_columns(spec: SplitSpec) -> tuple[str, ...]:
-    """Return the columns that go: features, activations, and the scale of rows in 8 bits.
+    """Return the columns to be deleted: features, activations, and the scale of rows in 8 bits.
 
-    Without the scale, a plain reader of Zarr has NaN for such rows, and not the fill value times it.
+    Without the scale, a plain Zarr reader sees NaN for such rows; with it, a number that means nothing.
     """
     scale = (layout.ROW_SCALE,) if layout.ROW_SCALE in dict(spec.columns) else ()
     return (layout.FEATURES, *dict(spec.widths), *scale)
@@ -98,7 +98,7 @@ def placed_note(document: bytes, path: str) -> DroppedRows:
 
 def is_dropped(location: Location, split: str, spec: SplitSpec) -> bool:
     """Tell whether the features of the split at a path, of this spec, were deleted."""
-    # Of other splits nothing is ever dropped, so that to open them takes no request more.
+    # Other splits are never dropped, so that opening them needs no further request.
     if not split.endswith(layout.SAMPLED):
         return False
     note = read_dropped(location, split)

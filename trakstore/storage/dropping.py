@@ -1,4 +1,4 @@
-"""Deletion of rows whose gram is stored, to free the disk."""
+"""Deletion of rows whose gram is stored, to free disk space."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ GRAM_GONE = "is gone, or of other rows"
 
 
 def drop_rows(split: Split) -> None:
-    """Delete the features of rows with drawn labels, of which a stored gram is kept.
+    """Delete the features of rows with drawn labels, whose gram is stored.
 
-    A note is published before the first chunk goes: from then on nobody reads the features, and a call
-    that was stopped is finished by the same call, if the gram still is what it was.
+    A note is published before the first chunk is deleted. From then on nobody reads the features, and
+    the same call finishes a stopped one, if the gram is unchanged.
 
     Parameters
     ----------
@@ -41,11 +41,11 @@ def drop_rows(split: Split) -> None:
     IncompleteError
         When rows of it, or of the train split, are missing.
     SpecMismatchError
-        When it is not of the train rows, or was changed meanwhile.
+        When the split does not belong to the train rows, or changed meanwhile.
     NotFoundError
         When there is no train split.
     LocationError
-        When another process changes the split or its gram.
+        When another process is changing the split or its gram.
     """
     if not split.name.endswith(layout.SAMPLED):
         raise TrakStoreError(
@@ -54,7 +54,7 @@ def drop_rows(split: Split) -> None:
             f"store.drop deletes a whole split"
         )
     place, path, gram = split.location, split.path, kept_gram(split.path)
-    # Under both claims: whoever computes the gram again would replace the one that is kept.
+    # Under both claims, since whoever computes the gram again would replace the kept one.
     with claimed(place, path, "drop rows"), claimed(place, gram, "drop rows"):
         now, train = _as_they_are(split)
         if now.dropped:
@@ -68,20 +68,20 @@ def drop_rows(split: Split) -> None:
 
 
 def finish_drop(split: Split) -> None:
-    """Delete the chunks that a call of :func:`drop_rows` left which was stopped behind its note.
+    """Delete the chunks left by a call of :func:`drop_rows` that stopped after publishing its note.
 
-    The caller has the claims of the split and of its gram, and has read the note.
+    The caller holds the claims of the split and of its gram, and has read the note.
 
     Raises
     ------
     TrakStoreError
-        When the gram is not that of the rows any more. If no chunk has gone yet, the note is taken
-        back: the rows count again.
+        When the gram is no longer that of the rows. If no chunk was deleted yet, the note is taken
+        back, and the rows count again.
     """
     if has_all_chunks(split):
         try:
             _need_gram(_counted(*_as_they_are(split)))
-        except LocationError:  # which says nothing about the gram
+        except LocationError:  # an unreachable place says nothing about the gram
             raise
         except TrakStoreError:
             forget_dropped(split.location, split.path)
@@ -96,7 +96,7 @@ def finish_drop(split: Split) -> None:
 
 
 def gram_is_gone(split: Split) -> bool:
-    """Tell whether there is no gram of a split that was dropped, or one of other rows."""
+    """Tell whether the gram of a dropped split is missing, or is one of other rows."""
     try:
         there = read_table(split.location, kept_gram(split.path))
     except DamagedError:
@@ -105,9 +105,9 @@ def gram_is_gone(split: Split) -> bool:
 
 
 def wrong_gram(split: Split) -> str:
-    """Return what is wrong with the gram that is kept of a split: empty for one that is whole.
+    """Return the fault of a dropped split's gram; an empty text if it is whole.
 
-    Rows that were left out of it may be others than those that are masked now.
+    The rows left out of it may differ from those that are masked now.
     """
     if gram_is_gone(split):
         return GRAM_GONE
@@ -115,7 +115,7 @@ def wrong_gram(split: Split) -> str:
 
 
 def chunks_left(split: Split) -> set[str]:
-    """List the chunks that are there of columns that go with dropped rows."""
+    """List the existing chunks of the columns that are deleted with dropped rows."""
     folders = (
         layout.chunk_folder(layout.child(split.path, n)) for n in dropped_columns(split.spec)
     )
@@ -123,7 +123,7 @@ def chunks_left(split: Split) -> set[str]:
 
 
 def has_all_chunks(split: Split) -> bool:
-    """Tell whether no chunk has gone of columns that go with dropped rows."""
+    """Tell whether every chunk exists of the columns that are deleted with dropped rows."""
     goes, spec = dropped_columns(split.spec), split.spec
     keys = {key for block in range(spec.blocks) for key in block_keys(spec, block)}
     wanted = {layout.child(split.path, key) for key in keys if key.partition("/")[0] in goes}
@@ -136,7 +136,7 @@ def _delete_chunks(split: Split) -> None:
 
 
 def _as_they_are(split: Split) -> tuple[Split, Split | None]:
-    """Open the split as it is now, and its train split."""
+    """Open the present split, and its train split."""
     name = split.name.removesuffix(layout.SAMPLED)
     now, train = open_splits(split.location, [(split.epoch, split.name), (split.epoch, name)])
     if now is None or now.spec.nonce != split.spec.nonce or now.rows != split.rows:
@@ -145,7 +145,7 @@ def _as_they_are(split: Split) -> tuple[Split, Split | None]:
 
 
 def _counted(split: Split, train: Split | None) -> Split:
-    """Return a split without the rows of masked train samples; raise where rows are missing."""
+    """Return a split without the rows of masked train samples; raise if rows are missing."""
     if train is None:
         name = split.name.removesuffix(layout.SAMPLED)
         raise TrakStoreError(
@@ -157,7 +157,7 @@ def _counted(split: Split, train: Split | None) -> Split:
 
 
 def _need_gram(split: Split) -> None:
-    """Raise a :class:`TrakStoreError` unless the gram of these rows is stored, to the last byte."""
+    """Raise a :class:`TrakStoreError` unless the gram of these rows is stored in full."""
     place, path, spec = split.location, kept_gram(split.path), split.spec
     wanted = GramOrigin.of(spec.nonce, split.rows, split.masked, "float32", WEIGHTING)
     known, wrong = read_gram_document(place, path, split.dim, wanted), ""
@@ -169,7 +169,7 @@ def _need_gram(split: Split) -> None:
             f"{wanted.rows}, of which {wanted.masked} are masked"
         )
     else:
-        # Once the rows are gone nothing can make it again.
+        # Once the rows are deleted, nothing can make the gram again.
         wrong = "; ".join(map(str, check_table(place, path)))
     if wrong:
         raise TrakStoreError(
@@ -180,7 +180,7 @@ def _need_gram(split: Split) -> None:
 
 
 def _refuse_changed(split: Split, counted: Split) -> None:
-    """Take the note back if rows were masked, or appended, while it was written."""
+    """Take the note back if rows were masked or appended while it was being written."""
     try:
         name = split.name.removesuffix(layout.SAMPLED)
         now, train = open_splits(split.location, [(split.epoch, split.name), (split.epoch, name)])

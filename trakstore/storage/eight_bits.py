@@ -1,12 +1,12 @@
 """Rows in 8 bits a number: integers from -127 to 127, times one scale a row.
 
-The scale of a row is the largest magnitude in it over 127, and each number goes to the nearest multiple
-of the scale, a tie to the even one: elementwise float32 arithmetic, the same everywhere. So a number is
-off by half a scale at most, plus a rounding of float32. The largest of k numbers that are like normal
-ones is at some √(2 ln k) standard deviations, so that rounding moves such a row by about a hundredth of
-its norm: 0.007 at k = 512, 0.009 at k = 16,384. Rows with a few far larger numbers lose more: sketches
-of a small language model's gradients 0.02 in the mean at k = 8,192. What is lost has nothing to do with
-other rows: an error of a share e of the norm adds e² to the variance that a projection has anyway.
+The scale of a row is its largest magnitude over 127, and each number becomes the nearest multiple of
+the scale, ties going to the even one. This is elementwise float32 arithmetic, the same everywhere, so
+that a number is off by at most half a scale, plus a rounding of float32. The largest of k normal
+numbers is about √(2 ln k) standard deviations, so that rounding moves such a row by about a hundredth
+of its norm: 0.007 at k = 512, 0.009 at k = 16,384. Rows with a few far larger numbers lose more:
+sketches of a small language model's gradients lost 0.02 on average at k = 8,192. The error is
+independent of other rows: a share e of the norm adds e² to the variance that the projection has anyway.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 EIGHT_BITS = "int8"  # the name of the stored dtype
 LARGEST = 127  # symmetric: -128 is never stored
-# Most that rounding may move a row, as a share of its norm: by more it is moved if one number is far
-# larger than the many others, or if all are near the smallest that float32 has.
+# Most that rounding may move a row, as a share of its norm. It moves a row further if one number is far
+# larger than all others, or if all are near the smallest float32.
 MOST_ERROR = 0.25
 
 
 def quantised(rows: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return rows as integers, and the scale of each; of rows that are not finite, of no meaning.
+    """Return rows as integers, and the scale of each; for rows that are not finite they mean nothing.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def quantised(rows: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]
         wide = rows.astype(np.float32, copy=False)
         scale: NDArray[np.float32] = np.abs(wide).max(axis=1, initial=0.0) / np.float32(LARGEST)
         steps = np.rint(wide / np.where(scale > 0, scale, 1)[:, None])
-        # A scale that is subnormal is coarse, and numbers may be more than 127 of it: what that changes
-        # is seen when the row is compared with what it was.
+        # A subnormal scale is coarse, so that numbers may exceed 127 times it. The resulting change
+        # shows when the row is compared with its former values.
         np.clip(steps, -LARGEST, LARGEST, out=steps)
         return steps.astype(np.int8), scale
 
@@ -65,9 +65,9 @@ def dequantised(integers: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArr
 
 
 def rounding_bound(scale: NDArray[Any], dim: int) -> NDArray[np.float64]:
-    """Return the largest distance of each row from what it was before: √k·scale/2.
+    """Return the largest distance of each row from its values before rounding: √k·scale/2.
 
-    To this comes a rounding of float32, relative to the norm.
+    This is without a rounding of float32, relative to the norm.
     """
     bound: NDArray[np.float64] = scale.astype(np.float64) * (0.5 * np.sqrt(dim))
     return bound

@@ -1,4 +1,4 @@
-"""A store that belongs to one object, such as an attributor that was given no place for one."""
+"""A store that belongs to one object, such as an attributor created without a place for one."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _NORMS_AGREE = 1e-2  # relative: a stored float16 row keeps its norm to that
 
 @dataclass(frozen=True)
 class FoundRows:
-    """Properties of rows of features that came back.
+    """Properties of rows of features that were returned to a user, and came back.
 
     Attributes
     ----------
     out_to_loss : ndarray of float32, shape (rows,)
-        Q of the rows, in their order; NaN where a row is not known.
+        Q of the rows, in their order; NaN for unknown rows.
     weights : frozenset of str
-        Hashes of the weights that the known ones were computed with; empty where that is not known.
+        Hashes of the weights with which the known rows were computed; empty if these are unknown.
     missing : int
-        Rows that are not known.
+        Number of unknown rows.
     chunked : bool
-        Whether rows of this split were computed by several calls, each in place of those before.
+        Whether several calls computed rows of this split, each replacing the rows before.
     """
 
     out_to_loss: NDArray[np.float32]
@@ -54,15 +54,15 @@ class EmbeddedStore:
     Parameters
     ----------
     where : path, FeatureStore or zarr store, optional
-        Place of the store; it refuses features of other weights or data than those that it has. In a
-        temporary folder those that are written last replace those before.
+        Place of the store, which refuses features of other weights or data than it has. In a temporary
+        folder, new features replace the old ones.
     """
 
     def __init__(self, where: Where | FeatureStore | None = None) -> None:
         self._temporary = where is None
-        # Rows that were replaced by others of the same weights, by split: chunks of one data set.
+        # Replaced rows with the same weights as the present ones, by split: chunks of one data set.
         self._replaced: dict[str, list[KnownRows]] = {}
-        # Rows of splits that are there, by nonce and number: to digest them is to read all of them.
+        # Rows of stored splits, by nonce and number of rows, since digests take a reading of all rows.
         self._known: dict[tuple[int, int], KnownRows] = {}
         if where is None:
             folder = tempfile.mkdtemp("-trakstore")
@@ -75,10 +75,10 @@ class EmbeddedStore:
         return find_store(self.where)
 
     def write(self, epoch: Epoch, split: str, write: Callable[..., Any]) -> Split:
-        """Have a split written by a function of the place, and open it.
+        """Have a function write a split to the place, and open it.
 
-        In a temporary folder it is written anew: a split that is there may be of other samples that
-        have the same fingerprint, which is of some of them.
+        In a temporary folder an existing split is replaced: it may be of other samples with the same
+        fingerprint, which covers only some of them.
         """
         store = self.open() if self._temporary else None
         replaces = store is not None and split in store.splits_of(epoch)
@@ -91,21 +91,21 @@ class EmbeddedStore:
         return now
 
     def _drop(self, store: FeatureStore, old: Split) -> None:
-        # Rows that a call which failed left half written are nobody's: it returned none.
+        # A failed call returned no rows: those that it left half written belong to nobody.
         if old.complete:
             self._replaced.setdefault(old.name, []).append(self._rows_of(old))
         store.drop(old.epoch, old.name)
         self._known.pop((old.spec.nonce, old.rows), None)
 
     def _rows_of(self, split: Split) -> KnownRows:
-        """Return the rows of a split that is complete; they are read once."""
+        """Return the rows of a complete split; they are read once."""
         key = (split.spec.nonce, split.rows)
         if key not in self._known:
             self._known[key] = KnownRows.of(split)
         return self._known[key]
 
     def _keep_chunks(self, now: Split) -> None:
-        """Keep of the rows that went those that have the same weights as these, and are others."""
+        """Keep the replaced rows that have the weights of the new ones, and differ from them."""
         same = [
             one
             for one in self._replaced.pop(now.name, ())
@@ -117,10 +117,10 @@ class EmbeddedStore:
             log.info("%s at epoch %s now has the last %d rows alone", now.name, now.epoch, now.rows)
 
     def find(self, name: str, features: NDArray[np.float32]) -> FoundRows:
-        """Find what belongs to rows of features of a split.
+        """Find the stored properties of rows of features.
 
-        They are those of a whole split, by their number and their norms; or else each row is looked
-        for by what it holds, among all rows of splits of this name, and of those that were replaced.
+        The rows are those of a whole split, recognised by their number and norms; otherwise each row is
+        looked up by its values, among all splits of this name and the rows that were replaced.
         """
         store = self.open()
         splits = [store.split(epoch, name) for epoch in store.epochs_of(name)] if store else []
@@ -145,7 +145,7 @@ def _found_by_content(
     digests, weights = row_digests(features), set[str]()
     scale = np.full(len(digests), np.nan, dtype=np.float32)
     missing = np.ones(len(digests), dtype=bool)
-    for rows in known:  # split after split is read, until all rows were met
+    for rows in known:  # read split after split, until every row is found
         at = rows.places(digests)
         fresh = missing & (at >= 0)
         if fresh.any():

@@ -1,4 +1,4 @@
-"""Features that were made elsewhere, and the columns beside them, as a split to be."""
+"""Features made elsewhere, with the columns beside them, before they become a split."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from trakstore.storage.snapshots import open_splits
 from trakstore.storage.split import Split, split_spec
 from trakstore.storage.writer import BlockWriter
 
-LEAST_ROWS = 64  # of a block, which is a file for each column
-HASHED = 32  # rows of features that are not in memory, spaced from the first to the last
+LEAST_ROWS = 64  # least rows of a block, which is a file for each column
+HASHED = 32  # rows of lazy features that are hashed, spaced from the first to the last
 
 
 @dataclass(frozen=True, eq=False)
 class GivenRows:
-    """Rows that somebody brings.
+    """Rows that a caller provides.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class GivenRows:
     features : array or lazy array, shape (rows, dim)
         Features, sliced by rows and never taken as a whole.
     narrow : dict of name to array
-        The row columns that were given.
+        Row columns that were given.
     where : str
         Name of the split that they are for, for messages.
     first : int
@@ -71,11 +71,11 @@ class GivenRows:
         where: str,
         first: int = 0,
     ) -> Self:
-        """Check what was given; features are not read."""
+        """Check the given columns; features are not read."""
         if getattr(features, "ndim", 0) != 2:
             shape = getattr(features, "shape", type(features).__name__)
             raise TrakStoreError(f"features must be an array of shape (rows, dim), got {shape}")
-        if getattr(features, "requires_grad", False):  # torch hands NumPy no such tensor
+        if getattr(features, "requires_grad", False):  # torch converts no such tensor for NumPy
             features = features.detach()
         rows = features.shape[0]
         columns = {
@@ -98,7 +98,7 @@ class GivenRows:
 
     @property
     def batch_rows(self) -> int:
-        """Rows that are read at once, at least; fewer where they are more than a chunk."""
+        """Least rows that are read at once; fewer if so many are more than a chunk."""
         row_bytes = self.dim * np.dtype(self.spec.dtype).itemsize
         return max(1, min(LEAST_ROWS, CHUNK_BYTES // max(1, row_bytes)))
 
@@ -111,7 +111,7 @@ class GivenRows:
     def split_spec(
         self, checkpoint: str | None, learning_rate: float | None, block_rows: int
     ) -> SplitSpec:
-        """Return the spec of the split that they are to be."""
+        """Return the spec of the split that these rows become."""
         block_rows = as_whole(block_rows, "block_rows", 1)
         if not isinstance(checkpoint, str | None):
             raise TrakStoreError(f"checkpoint must be a text or None, got {checkpoint!r}")
@@ -130,16 +130,16 @@ class GivenRows:
 
     @property
     def in_memory(self) -> bool:
-        """True where all that was given can be hashed and compared at little cost."""
+        """True if everything given can be hashed and compared cheaply."""
         return type(self.features) is np.ndarray
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all that was given, as it is stored; of lazy features, 32 rows."""
+        """Return the SHA-256 of everything given, in stored form; of lazy features, 32 rows."""
         digest = hashlib.sha256()
         for name, values in sorted(self.narrow.items()):
             digest.update(f"{name} {column_dtype(values)};".encode())
             text = values.dtype.kind == "T"
-            # The length before each text tells "ab", "c" from "a", "bc".
+            # The length before each text distinguishes "ab", "c" from "a", "bc".
             digest.update(
                 "".join(f"{len(one)} {one}" for one in values.tolist()).encode(errors="replace")
                 if text
@@ -155,14 +155,14 @@ class GivenRows:
         if self.in_memory:
             row_bytes = max(1, self.dim * np.dtype(self.spec.dtype).itemsize)
             return list(ranges(self.rows, max(1, CHUNK_BYTES // row_bytes)))
-        # Lazy features are computed when they are sliced: to hash all of them could take hours.
+        # Lazy features are computed when they are sliced: hashing all of them could take hours.
         spaced = np.linspace(0, self.rows - 1, min(self.rows, HASHED)).astype(int)
         return [(at, at + 1) for at in sorted(set(spaced.tolist()))]
 
     def differing(self, split: Split) -> list[str]:
-        """Return the columns of which a block that is stored differs from what was given.
+        """Return the columns in which a stored block differs from what was given.
 
-        Of features that are not in memory, the first row of each block is looked at.
+        Of lazy features, only the first row of each block is compared.
         """
         missing, names = set(split.missing_blocks()), set[str]()
         for block in sorted(set(range(split.spec.blocks)) - missing):
@@ -180,7 +180,7 @@ class GivenRows:
 
     def read(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         """Read all columns of the split's rows start to stop, as they are stored."""
-        # Rows that are appended are numbered behind those that are there.
+        # Appended rows are numbered after the existing ones.
         here = slice(start - self.first, stop - self.first)
         rows = np.asarray(self.features[here])
         with error_context(self.where):
@@ -191,12 +191,12 @@ class GivenRows:
 def write_given(
     location: Location, epoch: Epoch, split: str, given: GivenRows, spec: SplitSpec
 ) -> None:
-    """Store given rows block by block; blocks that are there are passed over.
+    """Store given rows block by block; existing blocks are passed over.
 
     Raises
     ------
     SpecMismatchError
-        When the split is there with another shape, other columns or other values.
+        When the split exists with another shape, other columns or other values.
     """
     spec = _same_as_stored(location, epoch, split, given, spec)
     spec = replace(spec, draws=_draws_now(location, epoch, split, spec.rows))
@@ -208,9 +208,9 @@ def write_given(
 
 
 def _draws_now(location: Location, epoch: Epoch, split: str, rows: int) -> int:
-    """Return the rows of each train sample, where these are of drawn labels; else 0, or if not known.
+    """Return the draws of each train sample, if these rows have drawn labels; 0 if not, or unknown.
 
-    Later the numbers of rows do not tell: the train split may have grown to as many rows as these.
+    The numbers of rows do not tell this later: the train split may have grown to as many rows as these.
     """
     if not split.endswith(layout.SAMPLED):
         return 0
@@ -223,18 +223,18 @@ def _draws_now(location: Location, epoch: Epoch, split: str, rows: int) -> int:
 def _same_as_stored(
     location: Location, epoch: Epoch, split: str, given: GivenRows, spec: SplitSpec
 ) -> SplitSpec:
-    """Return the spec to go on with; raise where what was stored is not what is given now."""
+    """Return the spec to go on with; raise if what was stored differs from what is given."""
     (stored,) = open_splits(location, [(epoch, split)])
     if stored is None or stored.spec.given == spec.given:
         return spec
     if replace(stored.spec, given=spec.given) != replace(spec, keep_bits=given.spec.keep_bits):
-        return spec  # whose other differences are told when it is created
+        return spec  # other differences are reported when the split is created
     differing = given.differing(stored)
     if stored.spec.given is None and not differing:  # of format 1, or rows were appended
         return replace(spec, given=None)
     if given.in_memory and not differing and not stored.complete:
-        # Bad values in the rest were put right. A process that still writes the old ones is stopped
-        # by the new document; what it committed until then is compared again.
+        # Bad values in the rest were corrected. The new document stops a process that still writes the
+        # old values, and what it committed until then is compared again.
         give_again(stored, spec.given)
         differing = given.differing(stored)
         if not differing:
@@ -254,7 +254,7 @@ def append_given(split: Split, given: GivenRows) -> None:
     IncompleteError
         When rows of the split are missing.
     TrakStoreError
-        When columns or dimensions differ, or an id is there already.
+        When columns or dimensions differ, or an id exists already.
     """
     if (given.columns, given.dim) != (split.spec.columns, split.dim):
         raise TrakStoreError(

@@ -1,8 +1,8 @@
 """Documents of groups: JSON with a checksum, the same bytes for the same attributes.
 
-What a store says of itself, of a split, a table, a mask, a claim or a run is the attributes of a zarr
-group. The checksum tells a document that was damaged; the place that most of them hold tells one that
-was copied from elsewhere.
+What a store says of itself, of a split, a table, a mask, a claim or a run is kept in the attributes of
+a zarr group. The checksum reveals a damaged document; the place that most of them record reveals one
+that was copied from elsewhere.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from trakstore.storage.backends.location import Location
 _CHECKSUM = "crc32c"
 _OWN = "trakstore"
 PLACE = "place"  # the attribute that says at which path a document belongs
-# The attribute that names the arrays which xarray takes for coordinates: ids, and what is no data.
-# Where it is there, all others lie below one of our own, out of the way of people who open a group.
+# The attribute that names the arrays which xarray takes for coordinates: ids, and arrays that are no
+# data. All our other attributes lie below one of our own, out of the way of people who open a group.
 COORDINATES = "coordinates"
 
 
@@ -44,7 +44,7 @@ def attributes(document: bytes, where: str, *, check: bool = True) -> dict[str, 
     DamagedError
         When the document is not what was written.
     """
-    # Without words for where it is, the message begins with what is wrong.
+    # Without a place in front, the message begins with the fault.
     at = f"{where}: " if where else ""
     with error_context(where) if where else nullcontext():
         whole = parsed(document)

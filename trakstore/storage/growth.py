@@ -1,6 +1,6 @@
-"""Changes of a store after it was written: rows are appended, left out, dropped.
+"""Changes of a written store: rows are appended, left out, or dropped.
 
-Readers may go on meanwhile. Any number of processes may leave rows out at once; of those that append
+Readers may continue meanwhile. Any number of processes may leave rows out at once; of those that append
 to one split, or drop it, all but the first are refused.
 """
 
@@ -50,9 +50,9 @@ def append_rows(
 ) -> Split:
     """Add rows behind the last of a complete split.
 
-    The last block, where it is not full, is written again with its old rows byte for byte. New rows
-    count from the moment that the split's own document is replaced, which comes last; an append
-    that was stopped before is done again by the same call.
+    The last block, if it is not full, is written again, with its old rows byte for byte. New rows count
+    from the moment that the split's own document is replaced, which is the last step; the same call
+    repeats an append that stopped before that.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def append_rows(
     rows : int
         Number of the new rows.
     columns : callable
-        ``columns(start, stop)`` gives all columns of the new rows start to stop, counted from the
+        ``columns(start, stop)`` returns all columns of the new rows start to stop, counted from the
         split's first row.
     dataset : str, optional
         Fingerprint of the longer data set.
@@ -73,7 +73,8 @@ def append_rows(
     """
     place, path = split.location, split.path
     with claimed(place, path, "append") as done:
-        # Opened again under the claim: another append may have ended since the caller looked.
+        # The split is opened again under the claim: another append may have ended since the caller
+        # opened it.
         old = _as_it_is(split)
         old.require_complete()
         old.require_rows()
@@ -83,10 +84,10 @@ def append_rows(
         for block in range(old.rows // old.spec.block_rows, spec.blocks):
             start, stop = spec.block_range(block)
             # A kill from here on leaves a last block, and markers, with more rows than the split says.
-            # Readers take the old rows out of them, and the same append begins here again.
+            # Readers leave the extra rows out, and the same append starts over from here.
             fresh = columns(max(start, old.rows), stop)
             writer.write(block, _after_old(old, start, fresh))
-        # The commit: from now on the rows count.
+        # The commit: from here on the rows count.
         _put_documents(place, path, spec)
         noted = spec.rows if note_complete(grown) else 0
         done.update(nonce=spec.nonce, rows=spec.rows, noted=noted)
@@ -179,7 +180,7 @@ def finish_withdrawal(split: Split) -> None:
 
 
 def _as_it_is(split: Split) -> Split:
-    """Open the split as it is now, which has to be as it was."""
+    """Open the present split, which must be unchanged."""
     (now,) = open_splits(split.location, [(split.epoch, split.name)])
     if now is None or (now.spec, now.spec.nonce) != (split.spec, split.spec.nonce):
         raise SpecMismatchError(
@@ -192,7 +193,7 @@ def _as_it_is(split: Split) -> Split:
 def _after_old(split: Split, start: int, fresh: Columns) -> Columns:
     if start >= split.rows:
         return fresh
-    # The old rows go through numbers and come out byte for byte: columns are stored as they are read.
+    # The old rows are decoded and encoded again, byte for byte: columns are stored as they are read.
     stored = split.column_as_stored
     old = {name: stored(name).read(start, split.rows) for name in split.columns}
     both = {name: np.concatenate([old[name], fresh[name]]) for name in split.columns}

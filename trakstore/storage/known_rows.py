@@ -1,4 +1,4 @@
-"""Rows of features, told by what they hold: for features that come back without their store."""
+"""Rows of features recognised by their values, for features that return without their store."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from trakstore.storage import layout
 from trakstore.storage.split import Split
 
-_DIGEST = 8  # bytes: of ten million rows, two are alike in one of a hundred thousand stores
+_DIGEST = 8  # bytes: in ten million rows two are equal in one of a hundred thousand stores
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """Digests of the rows of a split, and what belongs to each row: 12 bytes a row.
+    """Digests of the rows of a split, with properties of each row: 12 bytes a row.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class KnownRows:
     out_to_loss : ndarray of float32, shape (rows,)
         Q of these rows.
     weights : str
-        Hash of the weights that they were computed with; empty where that is not known.
+        Hash of the weights with which they were computed; empty if unknown.
     """
 
     digests: NDArray[np.uint64]
@@ -43,7 +43,7 @@ class KnownRows:
         return cls(digests[order], scale[order], split.spec.checkpoint or "")
 
     def places(self, digests: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Return the position among these rows of each that is asked for; -1 where there is none."""
+        """Return the position of each given row among these rows; -1 if it is none of them."""
         at = np.minimum(np.searchsorted(self.digests, digests), len(self.digests) - 1)
         return np.where(self.digests[at] == digests, at, -1)
 

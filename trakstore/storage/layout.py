@@ -1,4 +1,4 @@
-"""Paths of everything in a store: the only module that builds a path or an array name.
+"""Paths of everything in a store: only this module builds a path or an array name.
 
 ::
 
@@ -58,7 +58,7 @@ COMPLETE = "_complete"
 DROPPED = "_dropped"
 SCALES = "_scales"
 INDEXES = "_indexes"
-INDEX = "rows."  # before an epoch; other names are indexes of an earlier trakstore
+INDEX = "rows."  # comes before an epoch; other names are indexes of an earlier trakstore
 RESERVED = frozenset(
     {SCORES, GRAMS, RUNS, DYNAMICS, EVALUATION, MASKS, CLAIMS, COMPLETE, DROPPED, SCALES, INDEXES}
 )
@@ -66,13 +66,13 @@ RESERVED = frozenset(
 # Ends of the names of splits that are made of another split's samples.
 SAMPLED = "~sampled"  # with labels drawn from the model
 TOKENS = "~tokens"  # with a row for each token
-KEPT = ".kept"  # ends the name of what stays of a mask that is deleted
+KEPT = ".kept"  # ends the name of the group that remains when a mask is deleted
 MARKER_SEPARATOR = "."  # between the numbers in the key of a marker
 
 _DIGITS = 19  # of the number of an epoch: as many as int64 has
 _MARKER = re.compile(r"c\.(0|[1-9][0-9]*)\.0")
 _SKIPPED = re.compile(rf"{SKIPPED}\.(0|[1-9][0-9]*)")
-# Files of writers that run, or were killed: temporary ones of trakstore and zarr, and obstore's.
+# Temporary files of writers, running or killed: those of trakstore and zarr, and of obstore.
 _LEFTOVER = re.compile(r".*(\.partial|#[0-9]+)")
 
 
@@ -88,7 +88,7 @@ def check_name(name: str, what: str) -> str:
     trakstore.errors.TrakStoreError: '../train' cannot name a split: names begin with a letter and \
 have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
     """
-    # A split has twins of the same samples whose names no one else can give.
+    # Names of splits made from another split's samples cannot be given by anybody else.
     own = own_split(name) if what == "split" and isinstance(name, str) else name
     if not isinstance(own, str) or not NAME.fullmatch(own) or is_leftover(own):
         article = "an" if what[0] in "aeiou" else "a"
@@ -101,7 +101,7 @@ have letters, digits and _ . + = - only, 100 at most, and do not end in .partial
 
 
 def check_key(key: str) -> str:
-    """Return ``key`` if it leads to a place in the store and nowhere else; ``""`` is the store.
+    """Return ``key`` if it leads to a place in the store and nowhere else; ``""`` is the store itself.
 
     Examples
     --------
@@ -166,7 +166,7 @@ def token_split(split: str) -> str:
 
 
 def own_split(split: str) -> str:
-    """Return the name of the split whose samples these are, which may be the split itself."""
+    """Return the name of the split with these samples, which may be the split itself."""
     return split.removesuffix(SAMPLED if split.endswith(SAMPLED) else TOKENS)
 
 
@@ -201,7 +201,7 @@ def gram_of(split: str, weighting: str = "") -> str:
 
 
 def dynamics_path(split: str) -> str:
-    """Return the group of what training showed of a split's samples."""
+    """Return the group of measures that training took of a split's samples."""
     return f"{DYNAMICS}/{check_name(split, 'split')}"
 
 
@@ -226,7 +226,7 @@ def claims_path(path: str) -> str:
 
 
 def claimed_path(claims: str) -> str:
-    """Return the path of what those change whose claims lie in the group at ``claims``."""
+    """Return the path whose claims lie in the group at ``claims``."""
     return claims.removeprefix(f"{CLAIMS}/").removesuffix("~")
 
 
@@ -349,12 +349,12 @@ def marker_block(name: str) -> int | None:
 
 
 def skipped_key(split: str, block: int) -> str:
-    """Return the key among the markers that says that ``block`` has a chunk of why rows are bad."""
+    """Return the key, among the markers, which says that ``block`` has a chunk of reasons."""
     return f"{written_path(split)}/{SKIPPED}.{block}"
 
 
 def skipped_block(name: str) -> int | None:
-    """Return the block of which such a key's last part says so, or ``None``."""
+    """Return the block whose reasons such a key announces, by its last part, or ``None``."""
     return _number(_SKIPPED, name)
 
 

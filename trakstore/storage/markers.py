@@ -1,8 +1,8 @@
 """Markers of blocks as readers use them: they hold the tail of each chunk of a committed block.
 
-The checksum that ends a chunk shows that the chunk is sound. That it is the one in its block's marker
-shows that it is this chunk, of this block and this split: a chunk that was copied from elsewhere, or an
-older one that was put back, is as sound. To compare costs nothing, since the tail is read anyway.
+The checksum that ends a chunk shows that the chunk is sound. Equality with the one in the block's
+marker shows that it is this chunk, of this block and this split; a chunk copied from elsewhere, or an
+older one put back, would be sound too. The comparison costs nothing, since the tail is read anyway.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def marker_of(
     Raises
     ------
     DamagedError
-        When there is none, or it is damaged, or is that of another split.
+        When there is no marker, or it is damaged or another split's.
     """
     at = (location, split, spec.nonce, block)
     if not fresh and (known := _known.get(at)) is not None:
@@ -74,8 +74,8 @@ def marker_of(
     wanted = _wanted(location, split, spec, block)
     read = location.get_chunk if fresh else partial(read_key, location)
     marker = _parsed(location, wanted.key, read(wanted.key, wanted.most), spec)
-    # A marker that is kept may grow old, when rows are appended to its block: a chunk that disagrees
-    # with it is read again together with a fresh one.
+    # A cached marker is outdated when rows are appended to its block. So a chunk that disagrees with it
+    # is read again together with a fresh marker.
     with _lock:
         if len(_known) >= _MOST:
             _known.clear()
@@ -84,7 +84,7 @@ def marker_of(
 
 
 def wanted_marker(location: Location, split: str, spec: SplitSpec, block: int) -> Wanted | None:
-    """Return what :func:`marker_of` will read; None for a marker that is known."""
+    """Return the value that :func:`marker_of` will read; None for a cached marker."""
     known = (location, split, spec.nonce, block) in _known
     return None if known else _wanted(location, split, spec, block)
 
@@ -119,7 +119,7 @@ def _parsed(
 
 
 def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, numbers: tuple[int, ...]) -> bytes:
-    """Return the tail that a chunk of a column has by its block's marker.
+    """Return the tail that a block's marker has for a chunk of a column.
 
     Parameters
     ----------
@@ -136,8 +136,8 @@ def tail_of_chunk(spec: SplitSpec, marker: Marker, name: str, numbers: tuple[int
         at = row_columns.index(name)
     else:
         within = numbers[0] % (spec.block_rows // spec.chunk_rows)
-        # A last block has as many chunks as its marker has rows for: an append that was stopped may
-        # have stored more than the split counts.
+        # A last block has as many chunks as its marker has rows for: a stopped append may have stored
+        # more rows than the split counts.
         down = -(-marker.rows // spec.chunk_rows)
         at = len(row_columns)
         if name == layout.FEATURES:

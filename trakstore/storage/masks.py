@@ -1,9 +1,9 @@
 """Samples of a split that are left out, for each epoch: one document, replaced by the next.
 
-``_masks/{split}/{number}`` holds all epochs, so that a change of several epochs is made as a whole or
+``_masks/{split}/{number}`` holds all epochs, so that a change of several epochs is made completely or
 not at all; of two changes at once, the second is made again on top of the first. The empty group
-``{number}.kept`` is made after the document and stays if that is deleted: so a deleted document can be
-told from one that was never written.
+``{number}.kept`` is made after the document, and stays if that is deleted, so that a deleted document
+differs from one that was never written.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class MaskEntry:
     Attributes
     ----------
     nonce : int
-        Nonce of the split: the entry does not hold for a later split of the same name.
+        Nonce of the split; the entry does not hold for a later split of the same name.
     rows : int
         Rows of the split when the mask was made; rows appended later are not left out.
     packed : str
-        One bit for each row, compressed with zlib, as base64 text: tiny where few are left out.
-        Unpacked only by :meth:`positions` and :meth:`altered`.
+        One bit for each row, compressed with zlib, as base64 text, which is short if few rows are left
+        out. Only :meth:`positions` and :meth:`altered` unpack it.
     """
 
     nonce: int
@@ -73,7 +73,7 @@ class MaskEntry:
         """
         rows = min(rows, self.rows)
         bits, parts = self._bits(rows), [np.empty(0, dtype=np.int64)]
-        # Piece by piece: unpacked, a row takes one byte, and its position eight.
+        # Piece by piece: an unpacked row takes one byte, and its position eight.
         for first in range(0, len(bits), _PIECE):
             some = np.unpackbits(bits[first : first + _PIECE], bitorder="little")
             parts.append(np.flatnonzero(some[: rows - 8 * first]) + 8 * first)
@@ -82,10 +82,10 @@ class MaskEntry:
     def altered(self, positions: Positions, masked: bool, rows: int) -> tuple[MaskEntry, int]:
         """Return the entry with these rows masked, or unmasked, and how many rows that changed.
 
-        The split has ``rows`` rows now.
+        The split has ``rows`` rows.
         """
-        # In bits all along: a document that somebody else made may leave out 2**28 rows, whose
-        # positions would take two gigabytes.
+        # Kept as bits throughout: a stranger's document may leave out 2**28 rows, whose positions would
+        # take two gigabytes.
         rows = max(rows, self.rows)
         bits, before = np.zeros(-(-rows // 8), np.uint8), self._bits(self.rows)
         bits[: len(before)] = before
@@ -94,7 +94,7 @@ class MaskEntry:
         return entry, int(np.count_nonzero(already != masked))
 
     def _bits(self, rows: int) -> NDArray[np.uint8]:
-        """Unpack the bits of the first rows, and not a byte more, whatever the document holds."""
+        """Unpack the bits of the first rows, and no more, whatever the document holds."""
         size = -(-rows // 8)
         try:
             packed = base64.b64decode(self.packed, validate=True)
@@ -107,9 +107,9 @@ class MaskEntry:
 
 
 def _packed(bits: NDArray[np.uint8], positions: Positions, masked: bool) -> str:
-    """Set some bits, or clear them, and pack all; row 0 is the lowest bit of the first byte."""
+    """Set or clear some bits, and pack all; row 0 is the lowest bit of the first byte."""
     own = np.uint8(1) << (positions & 7).astype(np.uint8)
-    # Several positions may share a byte: an ordinary |= or &= would keep one of them only.
+    # Several positions may share a byte: an ordinary |= or &= would apply only one of them.
     if masked:
         np.bitwise_or.at(bits, positions >> 3, own)
     else:
@@ -136,7 +136,7 @@ class Masks:
     place: str = ""
 
     def positions(self, epoch: layout.Epoch, nonce: int, rows: int) -> Positions | None:
-        """Return the rows that are left out of a split; None where the document has no entry for it."""
+        """Return the rows of a split that are left out; None if the document has no entry for it."""
         entry = self.entries.get(layout.epoch_path(epoch))
         if entry is None or entry.nonce != nonce:
             return None
@@ -145,12 +145,12 @@ class Masks:
 
 
 def read_masks(location: Location, split: str) -> Masks:
-    """Read what is left out of a split now.
+    """Read which rows of a split are left out now.
 
     Raises
     ------
     DamagedError
-        When the document that says so is damaged, belongs elsewhere, or was deleted.
+        When the document is damaged, belongs elsewhere, or was deleted.
     """
     path = layout.masks_path(split)
     names = set(location.names(path))
@@ -158,8 +158,8 @@ def read_masks(location: Location, split: str) -> Masks:
         document = location.get(layout.document_key(path, number))
         if document is not None:
             return parsed_masks(document, path, number)
-        # A number with neither a document nor a `.kept` group was never published: a writer was killed
-        # between folder and document.
+        # A number without a document or a `.kept` group was never published: a writer was killed
+        # between making the folder and the document.
         kept = layout.kept_path(path, number)
         if layout.last_part(kept) in names and location.get(layout.document_key(kept)) is not None:
             raise DamagedError(
@@ -175,14 +175,14 @@ def mask_numbers(names: Iterable[str]) -> list[int]:
 
 
 def _note_written(location: Location, path: str, number: int) -> None:
-    """Make the group that stays when the document of this number is deleted."""
+    """Make the group that remains when the document of this number is deleted."""
     location.put_if_absent(layout.document_key(layout.kept_path(path, number)), EMPTY)
 
 
 def change_masks(
     location: Location, split: str, change: Callable[[Masks], dict[str, MaskEntry] | None]
 ) -> None:
-    """Replace what is left out, whatever others do at the same time.
+    """Replace the entries of a split's mask, whatever other processes do at the same time.
 
     Parameters
     ----------

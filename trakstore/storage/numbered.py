@@ -1,7 +1,7 @@
-"""Documents that are numbered: each is published once, by exactly one of all who try.
+"""Numbered documents: each is published once, by exactly one of those who try.
 
-A document is never written again by others. So a process that read the highest, changed it and
-published it under the next number knows that nothing came between; one that loses reads again.
+Nobody overwrites a document. So a process that read the highest one, changed it and published the
+result under the next number knows that nothing came between; one that loses reads again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def numbers_among(names: Iterable[str]) -> list[int]:
 
 
 def stored_numbers(location: Location, path: str) -> list[int]:
-    """Return the numbers that have a folder, ascending; a killed writer may have left one empty."""
+    """Return the numbers that have a folder, ascending; a killed writer may leave an empty folder."""
     return numbers_among(location.names(path))
 
 
@@ -33,16 +33,16 @@ def highest(location: Location, path: str, numbers: list[int]) -> tuple[int, byt
 
 
 def publish_numbered(location: Location, path: str, number: int, document: bytes) -> bool:
-    """Publish a document, which must be like no other; tell whether this call did, and no other.
+    """Publish a document unlike any other; tell whether this call published it.
 
-    The key is written only where it is absent. Whether this call wrote it is not known from that: the
-    reply to a request that won may be lost. So what is there is read back and compared.
+    The key is written only if it is absent. Success cannot be known from that, since the reply to a
+    winning request may be lost: the stored document is read back and compared.
     """
     key = layout.document_key(path, number)
     if location.put_if_absent(key, document) != document:
         return False
-    # Older documents may be deleted. A slow process may then find a number absent that was used before,
-    # and below the highest: its document would count for nobody, so it is taken back.
+    # Older documents may be deleted. A slow process may then find a used number absent, below the
+    # highest: its document would never count, so it is taken back.
     if stored_numbers(location, path)[-1:] == [number]:
         return True
     location.delete([key])

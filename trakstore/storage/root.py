@@ -1,4 +1,4 @@
-"""The root document of a store, which makes a place a store of a format."""
+"""The root document of a store, which makes a place a store of some format."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _KIND = "trakstore"
 
 
 def make_root(location: Location, spec: StoreSpec) -> tuple[StoreSpec, int]:
-    """Make a store, or take the one that is there if its spec is the same; return spec and format.
+    """Make a store, or open an existing one with the same spec; return spec and format.
 
     Raises
     ------
     SpecMismatchError
-        When the one that is there has another spec, or a newer trakstore wrote it.
+        When the existing store has another spec, or a newer trakstore wrote it.
     LocationError
-        When something that is no store is there.
+        When the place has something that is no store.
     """
     _refuse_foreign(location)
     proposed = group_document({_KIND: {"format": FORMAT_VERSION, **spec.to_dict()}})
-    # Of several processes at once one writes the document; what is there then decides.
+    # Of several processes at once one writes the document, and the stored one decides.
     document = location.put_if_absent(layout.document_key(""), proposed)
     stored, version = read_root(document, location)
     check_equal(stored, spec, str(location))
@@ -37,12 +37,12 @@ def read_root(document: bytes, location: Location) -> tuple[StoreSpec, int]:
     Raises
     ------
     LocationError
-        When it is the document of some other program.
+        When it is another program's document.
     SpecMismatchError
         When a newer trakstore wrote it.
     """
     where = str(location)
-    # A newer trakstore may compute the checksum otherwise: its version is looked at before that.
+    # A newer trakstore may compute the checksum differently: the version is compared first.
     stored = attributes(document, where, check=False).get(_KIND)
     if stored is None:
         raise LocationError(
@@ -57,7 +57,7 @@ def read_root(document: bytes, location: Location) -> tuple[StoreSpec, int]:
         )
     checked = attributes(document, where)[_KIND]
     with error_context(where):
-        # The spec says which fields there may be.
+        # The spec's own reader checks its fields.
         named = checked if isinstance(checked, dict) else {}
         fields(checked, {**dict.fromkeys(named, anything()), "format": whole(1)})
         spec = StoreSpec.from_dict({key: checked[key] for key in checked if key != "format"})
@@ -74,8 +74,8 @@ def is_root(document: bytes | None) -> bool:
 
 def _refuse_foreign(location: Location) -> None:
     """Raise a :class:`LocationError` if something that is no store lies at a location."""
-    # Listed first: where others make a store just now, its document is there before all else.
-    # Training may be watched, and gradients scaled, before there are features.
+    # The place is listed first: if others are making a store, its document comes before all else.
+    # Dynamics and scales may be stored before there are features.
     known = (layout.DYNAMICS, layout.CLAIMS, layout.SCALES)
     names = [n for n in location.names("") if not layout.is_leftover(n) and n not in known]
     if names and location.get(layout.document_key("")) is None:

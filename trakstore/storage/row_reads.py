@@ -1,4 +1,4 @@
-"""Single rows of a stored column, read by their place in the chunks' files."""
+"""Single rows of a stored column, read from their positions in the chunks' files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trakstore.storage.backends.local import DurableLocalStore
 from trakstore.storage.backends.location import VALUE_BYTES
 from trakstore.storage.stored import StoredColumn
 
-# Reads that wait for a disk at once: one after the other, thousands of rows take seconds.
+# Reads that wait for the disk at once: one by one, thousands of rows would take seconds.
 _THREADS = 8
-# A run of rows of one chunk: the chunk's number, and the places of its rows among all that are wanted.
+# A run of rows of one chunk: the chunk's number, and the positions of its rows among the wanted ones.
 _Run: TypeAlias = tuple[int, NDArray[np.int64]]
 
 
@@ -44,14 +44,14 @@ def read_single_rows(
     """Read the rows at ascending positions, and compare each with its checksum.
 
     On a local disk only the rows themselves are read, unless their chunks are compressed; elsewhere
-    the chunks that hold them. Integers of 8 bits come as they are stored, without their scale.
+    whole chunks are. Integers of 8 bits are returned as stored, without their scale.
 
     Parameters
     ----------
     column : StoredColumn, shape (n, k)
     positions : ndarray of int64, shape (c,)
     checksums : ndarray of uint32, shape (c,)
-        What :func:`row_checksums` gave of these rows.
+        Checksums of the rows, from :func:`row_checksums`.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Comparison of the samples of a split at several epochs, whose rows are put together by position.
+"""Comparison of a split's samples at several epochs, whose rows are combined by position.
 
-Row i of one epoch may be added to row i of another only if both are of one sample. Ids say so, and
-fingerprints of the data sets where both epochs have one: a fingerprint is over all ids, in order.
+Row i of one epoch may be added to row i of another only if both belong to one sample. Ids tell, and so
+do fingerprints of the data sets if both epochs have them: a fingerprint covers all ids, in order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ADVICE = (
 
 
 class OtherSample(NamedTuple):
-    """The first row in which two splits have different samples, and the ids of these."""
+    """The first row in which two splits have different samples, with both ids."""
 
     row: int
     own: int | str
@@ -39,18 +39,18 @@ class OtherSample(NamedTuple):
 def need_same_samples(*groups: Sequence[Split]) -> None:
     """Raise a :class:`SpecMismatchError` unless all of a group have the samples of its first, in order.
 
-    Splits of equal fingerprints have equal ids, which are not looked at then. Else a commit record has
-    the checksum of each block's ids: these are compared, and ids read only where they differ.
+    Splits with equal fingerprints have equal ids, which are not read then. Otherwise a commit record
+    has the checksum of each block's ids: checksums are compared, and ids read only where they differ.
 
     Parameters
     ----------
     groups : sequences of Split
-        Each one split at several epochs, complete and with equally many rows.
+        Each group is one split at several epochs, complete and with equally many rows.
 
     Raises
     ------
     SpecMismatchError
-        For the first split with another sample in some row, or that is known to be of other data.
+        For the first split that has another sample in some row, or is known to be of other data.
     """
     with _markers_together(groups):
         for like, *others in groups:
@@ -66,7 +66,7 @@ def _need_same(split: Split, like: Split) -> None:
             f"{_named(like)} has {shown(different.other)}: {_ADVICE}"
         )
     own, other = split.spec.dataset, like.spec.dataset
-    # Features that were given have no fingerprint: then ids alone say what rows are of.
+    # Features that were given have no fingerprint: then only ids tell.
     if None not in (own, other) and own != other:
         raise SpecMismatchError(
             f"{_named(split)} was made from another data set than {_named(like)} (its fingerprint is "
@@ -80,12 +80,12 @@ def first_other_sample(split: Split, like: Split) -> OtherSample | None:
     Returns
     -------
     OtherSample or None
-        None where all rows are of the same samples.
+        None if all rows are of the same samples.
     """
     if _same_data(split, like):
         return None
     own, other = _IdBlocks(split), _IdBlocks(like)
-    # A number and a text are never one id, even if they are written alike.
+    # A number and a text are different ids, even if they are written alike.
     if own.dtype != other.dtype:
         return OtherSample(0, _plain(own.read(0, 1)), _plain(other.read(0, 1)))
     for start, stop in _pieces(split, like):
@@ -100,14 +100,14 @@ def first_other_sample(split: Split, like: Split) -> OtherSample | None:
 
 
 def _same_data(split: Split, like: Split) -> bool:
-    """Tell whether fingerprints say that both splits have the same ids in the same order."""
+    """Tell whether fingerprints show that both splits have the same ids in the same order."""
     own, other = split.spec, like.spec
     same_kind = dict(own.columns)[layout.SAMPLE_ID] == dict(other.columns)[layout.SAMPLE_ID]
     return own.dataset is not None and own.dataset == other.dataset and same_kind
 
 
 def _pieces(split: Split, like: Split) -> Iterator[tuple[int, int]]:
-    """Cut the rows wherever a block of either split begins."""
+    """Yield ranges of rows that end wherever a block of either split begins."""
     starts = [np.arange(0, split.rows, one.spec.block_rows) for one in (split, like)]
     return pairwise([*np.union1d(*starts).tolist(), split.rows])
 
@@ -115,7 +115,7 @@ def _pieces(split: Split, like: Split) -> Iterator[tuple[int, int]]:
 def _same_checksum(split: Split, like: Split, start: int) -> bool:
     """Tell whether the commit records of the blocks that begin at a row have equal ids.
 
-    Where they have not, ids may be equal: an append that was stopped stores more in the last block.
+    If not, ids may still be equal: a stopped append stores more of them in the last block.
     """
     step = split.spec.block_rows
     if step != like.spec.block_rows:
@@ -130,7 +130,7 @@ def _tail(split: Split, block: int) -> bytes:
 
 
 def _markers_together(groups: Sequence[Sequence[Split]]) -> AbstractContextManager[None]:
-    """Within, the commit records that are compared are read without waiting for one after the other."""
+    """Within, read the commit records to be compared at once instead of one after the other."""
     wanted = dict[str, Wanted]()
     for like, *others in groups:
         alike = [one for one in others if _by_checksum(one, like)]
@@ -148,7 +148,7 @@ def _by_checksum(split: Split, like: Split) -> bool:
 
 
 class _IdBlocks:
-    """Ids of a split, of which the block that was read last is kept."""
+    """Ids of a split; the block that was read last is kept."""
 
     def __init__(self, split: Split) -> None:
         self._spec, self._column = split.spec, split.column(layout.SAMPLE_ID)

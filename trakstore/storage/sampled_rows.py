@@ -1,4 +1,4 @@
-"""Rows of samples with labels drawn from the model, beside the train rows that they belong to."""
+"""Rows of samples with labels drawn from the model, matched to their train rows."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from trakstore.storage.split import Split
 
 
 def draws_of(sampled: Split, train: Split) -> int:
-    """Return the rows of each train sample; 0 where they are not of these samples."""
+    """Return the draws of each train sample; 0 if the rows are not of these samples."""
     own, data = sampled.spec.dataset, train.spec.dataset
-    if own is None or data is None:  # given from elsewhere, of which nothing else is known
+    if own is None or data is None:  # given from elsewhere: only ids may tell
         return sampled.spec.draws or _draws_by_ids(sampled, train)
     made = origin_of_draws(own)
     return made.draws if made is not None and made.dataset == data else 0
 
 
 def _draws_by_ids(sampled: Split, train: Split) -> int:
-    """Return the rows of each train sample by the numbers of rows, unless ids say otherwise: then 0.
+    """Return the draws of each train sample from the numbers of rows, or 0 if ids disagree.
 
-    Integers as ids say nothing, nor do texts that are no ``{train id}~{draw}``.
+    Integer ids tell nothing, nor do texts other than ``{train id}~{draw}``.
     """
     draws = sampled.rows // train.rows
     ids, own = train.column(layout.SAMPLE_ID), sampled.column(layout.SAMPLE_ID)
     if not draws or own.dtype.kind != "T":
         return draws
-    # By another number of draws, the second sample is elsewhere already; the last one ends the rows.
+    # With another number of draws, already the second sample would be elsewhere; the last sample ends
+    # the rows.
     for row in sorted({0, min(1, train.rows - 1), train.rows - 1}):
         (one,) = ids.read(row, row + 1).tolist()
         there = own.read(row * draws, (row + 1) * draws).tolist()
@@ -50,7 +51,7 @@ class DrawsOrigin(NamedTuple):
 
 
 def origin_of_draws(fingerprint: str | None) -> DrawsOrigin | None:
-    """Read the fingerprint of a split of drawn labels; None for one of anything else.
+    """Read the fingerprint of a split of drawn labels; None for any other split.
 
     Examples
     --------
@@ -64,12 +65,12 @@ def origin_of_draws(fingerprint: str | None) -> DrawsOrigin | None:
 
 
 def of_train(sampled: Split, train: Split) -> Split:
-    """Return sampled rows without those of train samples that are masked.
+    """Return sampled rows without those of masked train samples.
 
     Raises
     ------
     SpecMismatchError
-        When they are not of these train rows, or of other weights.
+        When they do not belong to these train rows, or have other weights.
     """
     draws = draws_of(sampled, train)
     if draws * train.rows != sampled.rows or sampled.spec.checkpoint != train.spec.checkpoint:
@@ -84,15 +85,15 @@ def of_train(sampled: Split, train: Split) -> Split:
         )
     if not len(train.masked):
         return sampled
-    # What the store leaves out of the sampled split itself stays known: by that a gram's writer sees
-    # whether the split is still as it was.
+    # The rows that the store itself leaves out are kept apart: from them the writer of a gram sees
+    # whether the split is unchanged.
     own = sampled.masked
     left_out = (train.masked[:, None] * draws + np.arange(draws)).ravel()
     return replace(sampled, masked=np.union1d(own, left_out), own_masked=own)
 
 
 def _other_ids(sampled: Split, train: Split) -> str:
-    """Say which ids drawn rows need, where theirs are not those of the train rows; else nothing."""
+    """Say which ids drawn rows need if theirs do not match the train rows, else an empty text."""
     made = origin_of_draws(sampled.spec.dataset)
     if made is None or made.draws * train.rows != sampled.rows:
         return ""

@@ -1,4 +1,4 @@
-"""Some of the epochs or splits of a store, as people name them."""
+"""Epochs or splits of a store, as people name them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trakstore.storage.layout import Epoch, as_epoch
 
 
 def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
-    """Return some epochs as a tuple, or one by itself.
+    """Return given epochs as a tuple; a single one may be given by itself.
 
     Raises
     ------
     TrakStoreError
-        For none at all: what looks at no epoch would say that all is well.
+        For none at all: a check of no epochs would report that all is well.
 
     Examples
     --------
@@ -32,12 +32,12 @@ def as_epochs(epochs: Epoch | Iterable[Epoch]) -> tuple[Epoch, ...]:
 
 
 def as_splits(splits: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names of some splits as a tuple, or of one by itself.
+    """Return given names of splits as a tuple; a single one may be given by itself.
 
     Raises
     ------
     TrakStoreError
-        For no names at all, and for what is no sequence of them.
+        For no names, or anything but a sequence of them.
 
     Examples
     --------

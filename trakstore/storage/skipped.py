@@ -1,10 +1,9 @@
-"""Rows that were bad when they were written: left out as masked rows are, each with its reason.
+"""Rows that were bad when they were written: left out like masked rows, each with its reason.
 
-All numbers of such a row are NaN, its norm too, which the marker of its block commits: that is how
-they are known. The column ``skipped`` beside them says in which blocks there are any, and why; a
-worker writes it for its own block alone, before the block's marker. No marker counts it, so the NaN
-that is the norm says why too, in the bits that make no difference to a NaN: a chunk of another block,
-or an older one, disagrees.
+All numbers of such a row are NaN, its norm too, which the marker of its block commits: this identifies
+them. The column ``skipped`` says in which blocks there are any, and why; a worker writes it for its own
+block alone, before the block's marker. No marker counts that column, so the reason is also in the norm,
+in bits that a NaN leaves free: a chunk of another block, or an older one, would disagree.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from trakstore.errors import DamagedError
 from trakstore.storage import layout
 from trakstore.storage.split import Split
 
-# the bits of a reason, from the lowest on: a part of the format
+# Bits of the reasons, from the lowest on; this is a part of the format.
 REASONS = (layout.FEATURES, "output", "loss", "out_to_loss", "label", "activations", "storage")
 _WORDS = {
     "label": "a label that is no class of the model",
@@ -78,19 +77,19 @@ def skipped_norms(reasons: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def unlike_norms(reasons: NDArray[np.uint8], norms: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which rows are NaN for another reason, or are good though there is one.
+    """Tell which rows are NaN with another reason than ``skipped`` says, or are good with one.
 
-    Norms of stores of before say no reason: any will do.
+    Norms in older stores have no reason: any will do.
     """
-    # A block has a chunk of reasons if any of its rows is bad: good rows then have reason 0. Where no
-    # row is bad, the chunk is a leftover of a write that was stopped, and says nothing.
+    # A block has a chunk of reasons if any of its rows is bad; good rows then have reason 0. If no row
+    # is bad, the chunk is left from a write that was stopped, and does not count.
     bad, stated = np.isnan(norms), stated_reasons(norms)
     other = (reasons == 0) | ((stated != 0) & (stated != reasons))
     return np.asarray(np.where(bad, other, (reasons != 0) & bad.any()))
 
 
 def stated_reasons(norms: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the reasons that norms say; 0 for those of good rows, and of stores of before."""
+    """Return the reasons in norms; 0 for good rows, and for all rows of older stores."""
     lowest = np.ascontiguousarray(norms, dtype="<f4").view("<u4").astype(np.uint8)
     return np.where(np.isnan(norms), lowest, np.uint8(0))
 

@@ -1,6 +1,6 @@
-"""Snapshots of splits: document, commit records and rows left out, read once and all at once.
+"""Snapshots of splits: document, commit records and rows left out, read once and together.
 
-A query works on splits as they were when it opened them; a writer looks again.
+A query uses splits as they were when it opened them; a writer reads them again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trakstore.storage.stored import StoredColumn, read_together
 
 
 def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list[Split | None]:
-    """Open splits as they are now; None for those that are not there.
+    """Open splits as they are now; None for those that do not exist.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
     DamagedError
         When a document cannot be read.
     """
-    paths = [layout.split_path(*one) for one in wanted]  # refuses what is no name
+    paths = [layout.split_path(*one) for one in wanted]  # raises for bad names
     names = sorted({name for _, name in wanted})
     calls: list[Callable[[], Any]] = [partial(read_masks, location, name) for name in names]
     for read in (_read_spec, _list_markers, _list_left_out, _read_note):
@@ -63,7 +63,7 @@ def open_splits(location: Location, wanted: Sequence[tuple[Epoch, str]]) -> list
 
 
 def is_current(location: Location, epoch: Epoch, name: str, state: str) -> bool:
-    """Tell whether a split still has the rows that it had in a state, and leaves out the same."""
+    """Tell whether a split still has the rows of a state, and leaves out the same ones."""
     (now,) = open_splits(location, [(epoch, name)])
     return now is not None and now.state == state
 
@@ -71,8 +71,8 @@ def is_current(location: Location, epoch: Epoch, name: str, state: str) -> bool:
 def refuse_older(location: Location, path: str, spec: SplitSpec) -> None:
     """Raise a :class:`DamagedError` for a document from before an append that has ended.
 
-    Called where there are rows behind the last: an append that was stopped leaves the same. The claim
-    of an append that ended tells the two apart, since it keeps the rows that were stored.
+    This is called if there are rows after the last, which a stopped append leaves too. The claim of an
+    append that ended tells the two apart, since it records the number of stored rows.
     """
     claim = last_claim(location, path)
     known = {} if claim is None else claim.known
@@ -87,14 +87,14 @@ def refuse_older(location: Location, path: str, spec: SplitSpec) -> None:
 
 
 def _read_spec(location: Location, path: str) -> tuple[SplitSpec, bool] | None:
-    """Read a split's spec, and whether its last block has more rows; None for no split."""
+    """Read a split's spec, and whether its last block has more rows; None if there is no split."""
     document = location.get(layout.document_key(path))
     if document is None:
         return None
     with error_context(str(location)):
         spec = split_spec(document, path)
     start, stop = spec.block_range(spec.blocks - 1)
-    with suppress(DamagedError):  # which is told when the block is read
+    with suppress(DamagedError):  # reported when the block is read
         if stop - start < spec.block_rows:
             last = marker_of(location, path, spec, spec.blocks - 1, fresh=True)
             return spec, last.rows > stop - start
@@ -102,10 +102,10 @@ def _read_spec(location: Location, path: str) -> tuple[SplitSpec, bool] | None:
 
 
 def _read_note(location: Location, path: str) -> DroppedRows | DamagedError | None:
-    """Read the note that a split's features were deleted; only one of drawn labels can have it.
+    """Read the note that a split's features were deleted; only a split of drawn labels can have one.
 
-    The error of a damaged one is returned: it is in the way of those who ask for the rows, or for what
-    is made of them, and not of those who look at the split, or drop it.
+    The error of a damaged note is returned, not raised: it concerns those who need the rows, or what is
+    made from them, but not those who look at the split, or drop it.
     """
     try:
         return read_dropped(location, path) if path.endswith(layout.SAMPLED) else None
@@ -118,7 +118,7 @@ def _list_markers(location: Location, path: str) -> list[str]:
 
 
 def _list_left_out(location: Location, path: str) -> tuple[list[int], list[int]]:
-    """List the blocks of the columns of masked and of bad rows, which are there only where needed."""
+    """List the blocks with columns of masked and of bad rows, which exist only where needed."""
     there = location.names(path)
     old, bad = (
         numbers_among(location.names(layout.chunk_folder(layout.child(path, name))))
@@ -134,15 +134,15 @@ _Read: TypeAlias = tuple[StoredColumn, int, int]  # rows start..stop of a column
 
 @dataclass
 class _Opened:
-    """A split whose rows that are left out are still to be read.
+    """A split whose left-out rows are still to be read.
 
     Attributes
     ----------
     split : Split
     old : list
-        Reads of the ``masked`` column of format 1: it counts where no mask speaks of the split.
+        Reads of the ``masked`` column of format 1, which counts if no mask names the split.
     bad : list
-        Reads of the norms of blocks with rows that were bad when they were written: those are NaN.
+        Reads of the norms of blocks with rows that were bad when they were written, which are NaN.
     masked : ndarray, optional
         Rows that a mask leaves out.
     """
@@ -153,7 +153,7 @@ class _Opened:
     masked: NDArray[np.int64] | None = None
 
     def apply(self, masks: Masks) -> None:
-        """Take what a mask says instead of the column of format 1."""
+        """Apply a mask in place of the column of format 1."""
         split = self.split
         self.masked = masks.positions(split.epoch, split.spec.nonce, split.rows)
         if self.masked is not None:
@@ -178,8 +178,8 @@ def _opened(
 ) -> _Opened:
     path, written = layout.split_path(epoch, name), set(blocks_among(names))
     old, bad = left_out
-    # A committed block with a note has a chunk that says why rows are bad: without it the rows'
-    # NaN would be taken for damage, or for numbers.
+    # A committed block with such a key has a chunk of reasons. Without the chunk, the rows' NaN would
+    # look like damage, or like numbers.
     noted = {block for one in names if (block := layout.skipped_block(one)) is not None}
     lost = sorted(block for block in noted & written - set(bad) if block < spec.blocks)
     if lost:
@@ -200,7 +200,7 @@ def _opened(
         dropped=isinstance(note, DroppedRows) and note.is_of(spec),
         damaged_note=str(note) if isinstance(note, DamagedError) else "",
     )
-    bad = [block for block in bad if block in written]  # of others the norms are not there yet
+    bad = [block for block in bad if block in written]  # others have no norms yet
     return _Opened(
         split, _reads(split.masked_before, spec, old), _reads(split.column("norm"), spec, bad)
     )
@@ -213,7 +213,7 @@ def _reads(column: StoredColumn, spec: SplitSpec, blocks: list[int]) -> list[_Re
 def _where(
     left_out: Callable[[NDArray[Any]], NDArray[np.bool_]], reads: list[_Read]
 ) -> NDArray[np.int64]:
-    """Return the positions of the rows whose value says that they are left out."""
+    """Return the positions of rows whose value says that they are left out."""
     parts = [np.empty(0, dtype=np.int64)]
     for column, start, stop in reads:
         parts.append(np.flatnonzero(left_out(column.read(start, stop))) + start)

@@ -30,11 +30,11 @@ from trakstore.storage.group_documents import PLACE, attributes, group_document
 from trakstore.storage.layout import Epoch
 from trakstore.storage.stored import StoredColumn
 
-_TASK_BYTES = 64_000_000  # of features, in float32
+_TASK_BYTES = 64_000_000  # bytes of a task's features, in float32
 
 
 def split_document(path: str, spec: SplitSpec) -> bytes:
-    """Return the document of the split at ``path``: its spec, and where it belongs."""
+    """Return the document of the split at ``path``: its spec, and its place."""
     return group_document({**spec.to_dict(), PLACE: path})
 
 
@@ -44,7 +44,7 @@ def split_spec(document: bytes, path: str) -> SplitSpec:
     Raises
     ------
     DamagedError
-        When it is damaged, or that of another split; format 1 does not say of which it is.
+        When it is damaged, or is another split's; in format 1 it does not say whose it is.
     """
     known = attributes(document, path)
     place = known.pop(PLACE, path)
@@ -70,22 +70,22 @@ def _no_rows() -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class SplitStatus:
-    """Amount of a split that is there.
+    """Number of rows and blocks of a split that exist.
 
     Attributes
     ----------
     epoch, split
         Names of the split.
     rows, written_rows : int
-        Rows that it is to have, and that are committed.
+        Rows that it is to have, and rows that are committed.
     blocks, written_blocks : int
-        The same in blocks.
+        The same for blocks.
     missing : tuple of (start, stop)
         Row ranges that are not committed.
     dropped : bool
         True if the features were deleted on purpose, and their gram is kept.
     damaged_note : str
-        Words for it where the note that would say so cannot be read; else empty.
+        Fault of the note that would say so, if it cannot be read; otherwise empty.
     """
 
     epoch: Epoch
@@ -119,18 +119,18 @@ class Split:
     complete : bool
         True if all of its blocks were committed.
     masked : ndarray of int64
-        Positions of the rows that were left out, ascending: those that were masked since, and those
-        that were bad when they were written.
+        Positions of the rows that are left out, ascending: masked rows, and rows that were bad when
+        they were written.
     skipped : ndarray of int64
-        The latter alone.
+        Rows that were bad when they were written.
     own_masked : ndarray of int64, optional
-        The rows that the store leaves out, where ``masked`` has more: see
+        Rows that the store itself leaves out, if ``masked`` has more: see
         :func:`~trakstore.storage.sampled_rows.of_train`.
     dropped : bool
         True if the features were deleted on purpose, and their gram is kept.
     damaged_note : str
-        Words for it where the note that would say so cannot be read: then the split can be looked at
-        and deleted, and nothing else.
+        Fault of the note that would say so, if it cannot be read; the split can then only be looked at
+        and deleted.
     """
 
     location: Location
@@ -146,8 +146,9 @@ class Split:
 
     @property
     def state(self) -> str:
-        """Equal for splits with the same rows, of which the store leaves out the same."""
-        # The nonce tells splits of one name apart, rows an append; masked rows are known by their hash.
+        """Equal for splits with the same rows, if the store leaves out the same ones."""
+        # The nonce distinguishes splits of one name, the number of rows an append; masked rows are
+        # hashed.
         masked = self.masked if self.own_masked is None else self.own_masked
         left_out = hashlib.sha256(masked.astype("<i8").tobytes()).hexdigest()
         return f"{self.spec.nonce:08x}-{self.rows}-{left_out}"
@@ -185,9 +186,9 @@ class Split:
     def status(self) -> SplitStatus:
         """List what is there now, and what is missing: one request."""
         total = self.spec.blocks
-        # Markers behind the last block are of an append that was stopped: they count for nothing.
+        # Markers after the last block belong to a stopped append, and do not count.
         written = [b for b in written_blocks(self.location, self.path) if b < total]
-        # Between each two neighbours of the written blocks, and the ends, the rest is missing.
+        # Missing rows lie between neighbouring written blocks, and between these and the ends.
         gaps = [(a + 1, b) for a, b in pairwise([-1, *written, total]) if b > a + 1]
         step = self.spec.block_rows
         missing = tuple((a * step, min(self.rows, b * step)) for a, b in gaps)
@@ -196,7 +197,7 @@ class Split:
         return SplitStatus(self.epoch, self.name, *counts, missing, self.dropped, self.damaged_note)
 
     def require_complete(self) -> None:
-        """Raise an :class:`IncompleteError` that names the rows that are missing, if any are now."""
+        """Raise an :class:`IncompleteError` that names the missing rows, if any are missing now."""
         self._require_sound_note()
         if self.complete:
             return
@@ -218,14 +219,14 @@ class Split:
             raise dropped_error(self.path)
 
     def _require_sound_note(self) -> None:
-        """Raise a :class:`DamagedError` where nothing tells whether the features were deleted."""
+        """Raise a :class:`DamagedError` if it is unknown whether the features were deleted."""
         if self.damaged_note:
             raise DamagedError(self.damaged_note)
 
     def column(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
         """Return a stored column; with ``allow_missing``, unwritten rows come as its fill value.
 
-        Features that are stored in 8 bits are float32 when they are read: times the scale of each row.
+        Features that are stored in 8 bits are read as float32, times the scale of each row.
 
         Raises
         ------
@@ -238,7 +239,7 @@ class Split:
         return column
 
     def column_as_stored(self, name: str, *, allow_missing: bool = False) -> StoredColumn:
-        """Return a column as :meth:`column` does, but for integers of 8 bits as they are stored."""
+        """Return a column like :meth:`column`, except that integers of 8 bits stay unscaled."""
         dtypes = dict(self.spec.columns)
         if name not in dtypes:
             raise NotFoundError(
@@ -252,12 +253,12 @@ class Split:
 
     @property
     def reasons(self) -> StoredColumn:
-        """Reasons why rows were bad when they were written, as bits; only in blocks with such rows."""
+        """Reasons why rows were bad when they were written, as bits; only blocks with such rows."""
         return self._stored(layout.SKIPPED, f"{self.spec.nonce:08x}-{self.rows}-skipped")
 
     @property
     def masked_before(self) -> StoredColumn:
-        """Rows that are left out, in stores of format 1; only in blocks of which some are."""
+        """Rows that are left out, in stores of format 1; only blocks with such rows."""
         return self._stored(layout.MASKED, layout.MASKED)
 
     def _stored(
@@ -273,7 +274,7 @@ class Split:
 
     def refuse_known_ids(self, ids: NDArray[Any]) -> None:
         """Raise a :class:`TrakStoreError` if a sample with one of these ids is there."""
-        # Block by block: ids of a hundred million samples need not fit in memory.
+        # Block by block, since the ids of a hundred million samples may not fit in memory.
         column = self.column(layout.SAMPLE_ID)
         for block in range(self.spec.blocks):
             start, stop = self.spec.block_range(block)
@@ -286,7 +287,7 @@ class Split:
 
     @property
     def _task_rows(self) -> int:
-        """Rows of a block of lazy columns: one task of Dask, which is slow where they are small."""
+        """Rows of a block of lazy columns, which is one task: Dask is slow with small ones."""
         numbers = max(self.spec.dim, *(width for _, width in self.spec.widths), 1)
         row_bytes = numbers * np.dtype(np.float32).itemsize
         return self.spec.block_rows * max(1, _TASK_BYTES // (row_bytes * self.spec.block_rows))

@@ -1,4 +1,4 @@
-"""Rows of splits that come in any order, from any process, kept in a folder until all are there."""
+"""Rows of splits that arrive in any order, from any process, kept in a folder until complete."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _WEIGHTS = "checkpoint.txt"
 
 @dataclass(frozen=True, eq=False)
 class StagedSplit:
-    """Rows of a split at an epoch; which of them are there is looked up once.
+    """Rows of a split at an epoch; which rows have arrived is looked up once.
 
-    As an array of shape (rows, dim) it is lazy; of a row that came twice the later one counts.
+    As an array of shape (rows, dim) it is lazy. Of a row that arrived twice, the later one counts.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class StagedSplit:
     split : str
         Name of the split.
     rows, dim : int
-        Rows that are awaited, and features of each.
+        Expected rows, and features of each.
     """
 
     place: Path
@@ -53,14 +53,14 @@ class StagedSplit:
         return self.place / str(self.epoch) / self.split
 
     def claim(self, weights: str) -> list[str]:
-        """Note the hash of the weights that these rows are of; gives other epochs that have them.
+        """Note the hash of the weights of these rows; return other epochs that have the same weights.
 
-        There are none where the note was there already.
+        Nothing is returned if the note existed already.
 
         Raises
         ------
         SpecMismatchError
-            When there are rows of other weights.
+            When rows of other weights have arrived.
         """
         note = self.folder / _WEIGHTS
         if exists(note):
@@ -79,13 +79,13 @@ class StagedSplit:
         """Keep rows at positions, with their ``out_to_loss``; the file that counts appears last."""
         name = uuid.uuid4().hex
         np.save(self.folder / f"{name}.features.npy", features)
-        # The rows first: a process that is killed before the rename leaves files that nobody looks at.
+        # Rows are written first: a process killed before the rename leaves files that nobody reads.
         partial = self.folder / f"{name}.partial.npz"
         np.savez(partial, inds=inds, scale=scale)
         partial.rename(self.folder / f"{name}.npz")
 
     def write(self, store: FeatureStore) -> None:
-        """Write all rows to a store; raises an :class:`IncompleteError` when some are missing."""
+        """Write all rows to a store; raise an :class:`IncompleteError` if some are missing."""
         missing = np.flatnonzero(~self.there)
         if len(missing):
             raise IncompleteError(
@@ -97,18 +97,18 @@ class StagedSplit:
 
     @property
     def there(self) -> NDArray[np.bool_]:
-        """Rows that came, as a mask."""
+        """Mask of the rows that have arrived."""
         return self._places[0] >= 0
 
     @cached_property
     def files(self) -> list[Path]:
-        """Files that tell which rows came, the oldest first."""
+        """Files that record which rows arrived, the oldest first."""
         whole = [one for one in self.folder.glob("*.npz") if not one.match("*.partial.npz")]
         return sorted(whole, key=lambda path: path.stat().st_mtime_ns)
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Number of each row's file, and of the row in it, -1 where it never came; ``out_to_loss``."""
+        """Return each row's file and its row in that, -1 if it never arrived; and ``out_to_loss``."""
         file, row = np.full((2, self.rows), -1, dtype=np.int64)
         scale = np.full(self.rows, np.nan, dtype=np.float32)
         for at, path in enumerate(self.files):
@@ -128,7 +128,7 @@ class StagedSplit:
     def __getitem__(self, index: slice) -> NDArray[np.float32]:
         file, row = (places[index] for places in self._places[:2])
         out = np.empty((len(row), self.dim), dtype=np.float32)
-        # Files are mapped, not read: only the rows that are asked for come into memory.
+        # Files are mapped, not read: only requested rows come into memory.
         for at in np.unique(file):
             path = self.files[at].with_suffix(".features.npy")
             try:

@@ -42,9 +42,9 @@ class FeatureStore(StoreReader):
     location : Location
         Its place.
     spec : StoreSpec
-        The properties that all its features share.
+        Properties that all of its features share.
     format : int
-        Version of the format that it was made in: see ``storage/FORMAT.md``.
+        Version of the format in which it was made: see ``storage/FORMAT.md``.
 
     Examples
     --------
@@ -56,7 +56,7 @@ class FeatureStore(StoreReader):
     ('sample', 'feature')
     """
 
-    # Once more, so that the annotations of its ``__init__`` are names of this module.
+    # Defined again, so that the annotations of ``__init__`` are names of this module.
     location: Location
     spec: StoreSpec
     format: int = FORMAT_VERSION
@@ -72,7 +72,7 @@ class FeatureStore(StoreReader):
         dtype: FeatureDtype = "float32",
         keep_bits: int | None = None,
     ) -> FeatureStore:
-        """Make a store, or open the one that is there if its spec is the same.
+        """Make a store, or open an existing one with the same spec.
 
         Any number of processes may do so at once.
 
@@ -82,14 +82,15 @@ class FeatureStore(StoreReader):
             A local folder, a URL such as ``s3://bucket/run.zarr`` or ``memory://name``, or any
             zarr store.
         projection : ProjectionSpec
-            Projection that makes features of gradients.
+            Projection from gradients to features.
         output, parameters : optional
-            Output, and parameters, of which gradients are taken; none when features are made elsewhere.
+            Output and parameters whose gradients are taken; None for features made elsewhere.
         dtype : {"float32", "float16", "int8"}
-            Stored dtype of features; ``"int8"``: 8 bits a number and a scale for each row, by which
-            about a hundredth of a row's norm is lost to rounding.
+            Stored dtype of features. ``"int8"`` stores 8 bits a number and a scale for each row;
+            rounding costs about a hundredth of a row's norm.
         keep_bits : int, optional
-            Round the mantissas of float32 features to so many of their 23 bits, and compress.
+            Bits of the 23 in a float32 mantissa to which features are rounded; they are then
+            compressed.
 
         Raises
         ------
@@ -112,7 +113,7 @@ class FeatureStore(StoreReader):
         Parameters
         ----------
         where : str, path, zarr store or FeatureStore
-            Place of the store; a store that is open already has to have this spec.
+            Place of the store; an open store must have this spec.
         spec : StoreSpec
             Properties that all features of the store share.
 
@@ -128,21 +129,21 @@ class FeatureStore(StoreReader):
     def create_split(
         self, epoch: Epoch, split: str, spec: SplitSpec, *, batch_rows: int = 1
     ) -> Split:
-        """Make a split, or open the one that is there if its spec is the same.
+        """Make a split, or open an existing one with the same spec.
 
         Parameters
         ----------
         epoch, split
             Its names.
         spec : SplitSpec
-            Rows, features, columns and origin; with ``block_rows`` 1 the shape of blocks is chosen.
+            Rows, features, columns and origin; ``block_rows`` 1 leaves the shape of blocks open.
         batch_rows : int
-            Rows that are computed at once: blocks hold whole batches where they can.
+            Rows that are computed at once; blocks hold whole batches if possible.
 
         Raises
         ------
         SpecMismatchError
-            When the split is there with other rows, columns, checkpoint or data set.
+            When the split exists with other rows, columns, checkpoint or data set.
         """
         make_split(self.location, self.spec, epoch, split, spec, batch_rows=batch_rows)
         return self.split(epoch, split)
@@ -160,17 +161,17 @@ class FeatureStore(StoreReader):
         learning_rate: float | None = None,
         block_rows: int = 1,
     ) -> Split:
-        """Store features made elsewhere, block by block; blocks that are there are passed over.
+        """Store features made elsewhere, block by block; existing blocks are passed over.
 
-        What is given is hashed, so that going on with other values is refused; of features that are
-        not a NumPy array in memory, 32 rows.
+        The given values are hashed, so that going on with other values is refused; of features that are
+        not a NumPy array in memory, 32 rows are hashed.
 
         Parameters
         ----------
         epoch, split
             Place for them.
         features : array or lazy array, shape (rows, dim)
-            NumPy, Dask, xarray: anything that gives rows when sliced.
+            Features from NumPy, Dask or xarray, or anything that gives rows when it is sliced.
         out_to_loss : array, shape (rows,), optional
             TRAK's Q.
         ids : sequence of int or str, optional
@@ -178,18 +179,18 @@ class FeatureStore(StoreReader):
         labels : array of int, shape (rows,), optional
             Classes.
         checkpoint : str, optional
-            Text that tells these features from others.
+            Text that distinguishes these features from others.
         learning_rate : float, optional
             Learning rate at this epoch, for TracIn.
         block_rows : int
-            Rows of a block; chosen by default: a 64th of the split, 64 rows or more, 64 MB or less.
+            Rows of a block; by default a 64th of the split, at least 64 rows and at most 64 MB.
 
         Raises
         ------
         NumericsError
             For values that are not finite or that the stored dtype cannot hold.
         SpecMismatchError
-            When the split is there with another shape, other columns or other values.
+            When the split exists with another shape, other columns or other values.
 
         Examples
         --------
@@ -215,7 +216,7 @@ class FeatureStore(StoreReader):
         ids: Sequence[int] | Sequence[str] | None = None,
         labels: Any = None,
     ) -> Split:
-        """Add rows made elsewhere behind the last of a complete split; of two at once one is refused.
+        """Add rows made elsewhere after the last of a complete split; of two at once one is refused.
 
         Parameters
         ----------
@@ -238,7 +239,7 @@ class FeatureStore(StoreReader):
         NumericsError
             For values that are not finite or that the stored dtype cannot hold.
         TrakStoreError
-            When columns or dimensions differ, or an id is there already.
+            When columns or dimensions differ, or an id exists already.
 
         Examples
         --------
@@ -261,11 +262,11 @@ class FeatureStore(StoreReader):
         epochs: Epoch | Sequence[Epoch] | None = None,
         masked: bool = True,
     ) -> int:
-        """Leave samples out of kernels, scores and lists from now on; or take them in again.
+        """Leave samples out of kernels, scores and lists from now on, or take them in again.
 
-        Nothing is rewritten, the other rows keep their positions. Masking is not deletion: the
-        features stay on the disk. A split of tokens has a mask of its own: mask the ids of its rows in
-        ``"test~tokens"`` too, where the tokens of masked samples are to be left out.
+        Nothing is rewritten, and the other rows keep their positions. Masking is not deletion: the
+        features stay on the disk. A split of tokens has its own mask: to leave out the tokens of masked
+        samples, mask the ids of their rows in ``"test~tokens"`` too.
 
         Parameters
         ----------
@@ -286,11 +287,10 @@ class FeatureStore(StoreReader):
         Raises
         ------
         NotFoundError
-            When no epoch has the split, one of ``epochs`` has it not, or a sample is not in it; nothing
+            When no epoch has the split, one of ``epochs`` lacks it, or a sample is not in it; nothing
             is changed then.
         TrakStoreError
-            When ``masked`` is not a boolean, or a row is to be taken in again that was bad when it was
-            written.
+            When ``masked`` is not a boolean, or a row to be taken in again was bad when it was written.
 
         Examples
         --------
@@ -309,15 +309,15 @@ class FeatureStore(StoreReader):
     def drop(self, epoch: Epoch, split: str | None = None) -> None:
         """Delete a split at an epoch, or a whole epoch, from the disk; of two at once one is refused.
 
-        Splits that a job was to write there and has not begun are not missed any longer. Indexes of the
-        rows (:func:`build_index`) go as well.
+        Splits that a job planned there and has not begun no longer count as missing. Indexes of the
+        rows (:func:`build_index`) are deleted as well.
 
         Raises
         ------
         NotFoundError
-            When it is not there.
+            When there is no such epoch or split.
         LocationError
-            When another process writes it, or builds an index of its rows.
+            When another process is writing it, or building an index of its rows.
 
         Examples
         --------
@@ -332,7 +332,8 @@ class FeatureStore(StoreReader):
         if forgotten and split is not None:
             return
         for name in self.splits_of(epoch) if split is None else (split,):
-            # Indexes of its rows go first: a drop that was stopped and goes on finds another nonce.
+            # Indexes of its rows are deleted first: a drop that was stopped and continues may find
+            # another nonce.
             spec = self._catalogue.open_to_drop(epoch, name).spec
             nonces = (spec.nonce, *spec.nonces_before)
             drop_index(self.location, name, layout.as_epoch(epoch), nonces)
@@ -347,11 +348,12 @@ class FeatureStore(StoreReader):
             raise self._catalogue.not_found(epoch)
 
     def drop_rows(self, epoch: Epoch, split: str) -> None:
-        """Delete the features of rows with drawn labels, whose gram is stored, to free the disk.
+        """Delete the features of rows with drawn labels, whose gram is stored, to free disk space.
 
-        A kernel of these rows takes the gram from then on. The split stays, with all its other columns,
-        as one that is complete, and featurize passes over it. While another sample of the train split
-        is masked, or after rows were appended to it, no kernel can be made of the gram: to have the
+        From then on a kernel of these rows uses the gram. The split stays complete, with all its other
+        columns, and featurize passes over it. If further samples of the train split are masked, or rows
+        are appended to it, no kernel can be made from the gram: to have the rows again, :meth:`drop`
+        the split and featurize the draws again.
         rows again, :meth:`drop` the split and featurize the draws again.
 
         Parameters
@@ -362,13 +364,13 @@ class FeatureStore(StoreReader):
         Raises
         ------
         NotFoundError
-            When it is not there.
+            When there is no such split.
         TrakStoreError
-            When it is a split of another name, or its gram is not stored as that of the rows which
-            count now, those of masked train samples left out.
+            When the split's name is another, or its gram is not stored, or is not that of the rows that
+            count now (without those of masked train samples).
         IncompleteError
-            When rows of it, or of the train split, are missing.
+            When rows of the split, or of the train split, are missing.
         SpecMismatchError
-            When it is not of the train rows.
+            When the split does not belong to the train rows.
         """
         drop_rows(self.split(epoch, split))

@@ -1,4 +1,4 @@
-"""A reader of a store: epochs and splits that are there, and what each holds."""
+"""A reader of a store: its epochs and splits, and what they hold."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class StoreReader:
     Attributes
     ----------
     location : Location
-        Its place.
+        Place of the store.
     spec : StoreSpec
-        The properties that all its features share.
+        Properties that all of its features share.
     format : int
-        Version of the format that it was made in: see ``storage/FORMAT.md``.
+        Version of the format in which it was made: see ``storage/FORMAT.md``.
     """
 
     location: Location
     spec: StoreSpec
     format: int = FORMAT_VERSION
 
-    # Kept as long as the store is: other stores of the place in this process have the same.
+    # Kept as long as the store: other stores of the same place in this process share it.
     @cached_property
     def _catalogue(self) -> Catalogue:
         return catalogue_of(self.location)
@@ -57,7 +57,7 @@ class StoreReader:
         return self._catalogue.splits
 
     def refresh(self) -> Self:
-        """Look again at which epochs and splits are there: other processes may have made some."""
+        """List the epochs and splits again: other processes may have made some."""
         self._catalogue.read()
         return self
 
@@ -81,7 +81,7 @@ class StoreReader:
         Raises
         ------
         NotFoundError
-            With the nearest name, when there is none.
+            When there is none; the nearest name is suggested.
 
         Examples
         --------
@@ -101,19 +101,19 @@ class StoreReader:
         Parameters
         ----------
         epochs : sequence of epochs, or None
-            None for all that have all of these splits.
+            None for all epochs that have all of these splits.
         names : sequence of str
             Names of the splits; those of each epoch are returned in this order.
 
         Raises
         ------
         NotFoundError
-            When one of these epochs has not all of them.
+            When one of these epochs lacks one of them.
         """
         return self._catalogue.open(self.spec, epochs, names)
 
     def status(self) -> tuple[SplitStatus, ...]:
-        """Return what is there and what is missing, of each split at each epoch.
+        """Return what exists and what is missing, for each split at each epoch.
 
         Examples
         --------
@@ -132,7 +132,7 @@ class StoreReader:
         epoch, split
             Names of the epoch and of the split at it.
         allow_missing : bool
-            Return rows that were not written yet as NaN.
+            Whether rows that were not written yet are returned as NaN.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class StoreReader:
     def skipped(self, epoch: Epoch, split: str) -> tuple[SkippedRow, ...]:
         """Return the rows of a split, at one epoch, that were bad when they were written.
 
-        They are left out of everything, as masked rows are.
+        Like masked rows, they are left out of everything.
         """
         return skipped_rows(self.split(epoch, split))
 
@@ -168,5 +168,5 @@ class StoreReader:
         return f"{type(self).__name__}({str(self.location)!r}, {what}, epochs: {epochs})"
 
     def _repr_html_(self) -> str:
-        """Show a notebook the rows of each split at the last epochs, as this process saw them."""
+        """Show in a notebook the rows of each split at the last epochs, as this process knows them."""
         return store_markup(str(self.location), self.spec, self._catalogue)

@@ -1,8 +1,8 @@
 """Reading stored columns by rows.
 
-A column is a zarr array whose chunks are committed by markers. A chunk is read whole, has to have its
-checksum, and has to be the one that its block's marker commits; nothing is ever made up for a chunk
-that is not there.
+A column is a zarr array whose chunks are committed by markers. A chunk is read whole, and must have its
+checksum, and must be the one that its block's marker commits. Nothing is ever invented for a missing
+chunk.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from trakstore.storage.markers import MisplacedError, marker_of, tail_of_chunk, 
 def read_together(
     wanted: Iterable[tuple[StoredColumn, int, int]], most: int = AHEAD_BYTES
 ) -> AbstractContextManager[None]:
-    """Within, this thread reads these columns' rows without waiting for one after the other.
+    """Within, have this thread read these columns' rows in advance, without waiting one by one.
 
-    Nothing is read ahead on a local disk.
+    On a local disk nothing is read in advance.
 
     Parameters
     ----------
     wanted : iterable of (column, start, stop)
-        In the order in which they will be read.
+        Rows in the order in which they will be read.
     most : int
         Bytes that are held at a time.
     """
@@ -49,7 +49,7 @@ def read_together(
     for column, start, stop in _with_scales(wanted):
         for numbers in [] if column.location.near else column.chunks_of(start, stop):
             marker = column.wanted_marker(numbers)
-            # A marker commits many chunks and is kept once it was read: it is asked for once.
+            # A marker commits many chunks and is cached: it is read once.
             if marker is not None and marker.key not in markers:
                 markers.add(marker.key)
                 values.append(marker)
@@ -61,7 +61,7 @@ def read_together(
 def _with_scales(
     wanted: Iterable[tuple[StoredColumn, int, int]],
 ) -> Iterator[tuple[StoredColumn, int, int]]:
-    """Yield reads of columns, each followed by that of its rows' scale where there is one."""
+    """Yield reads of columns, each followed by a read of its rows' scale, if there is one."""
     for column, start, stop in wanted:
         yield column, start, stop
         if column.scale is not None:
@@ -81,13 +81,13 @@ class StoredColumn:
     form : ChunkForm
         Shape and encoding of its chunks.
     token : str
-        Name for Dask, which changes with the contents' identity.
+        Name for Dask, which changes when the contents do.
     missing : tuple of (start, stop)
-        Rows that were never written and are to be given as the fill value.
+        Rows that were never written, and are returned as the fill value.
     committed_by : SplitSpec, optional
-        Spec of the split whose markers its chunks are compared with; None where no marker counts them.
+        Spec of the split whose markers commit its chunks; None if no marker does.
     scale : StoredColumn, optional
-        Scale of each row, by which its integers are multiplied: what is read is float32.
+        Scale of each row, by which its integers are multiplied; the result is float32.
     """
 
     location: Location
@@ -101,7 +101,7 @@ class StoredColumn:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of what is read: the stored one, or float32 where rows have a scale."""
+        """The dtype of rows as read: the stored one, or float32 if rows have a scale."""
         return self.form.values if self.scale is None else np.dtype(np.float32)
 
     @property
@@ -150,11 +150,11 @@ class StoredColumn:
                 f"{self.path} takes a row or a slice of rows, got {shown(first)}: read rows with "
                 f"read(start, stop), or take any others of to_dask() or of the store's xarray"
             )
-        else:  # a row, as Dask asks for it where one is taken of a lazy array
+        else:  # a single row, as Dask asks for it when one is taken from a lazy array
             low = range(self.shape[0])[first]
             high, taken = low + 1, 0
         rows = self.read(low, high)[(taken, *rest)]
-        # A view of a chunk's bytes is read-only: people and Dask may write into what they sliced.
+        # A view of a chunk's bytes is read-only, but people and Dask may write into slices.
         return np.array(rows) if not rows.flags.writeable else rows
 
     def to_dask(self, rows: int | None = None) -> da.Array:
@@ -177,11 +177,11 @@ class StoredColumn:
             raise LocationError(f"{self.location}: {self.path} cannot be read: {error}") from error
 
     def _read_again(self, start: int, stop: int) -> NDArray[Any]:
-        """Read rows, once more where an append, or a second writer, was just at work.
+        """Read rows, and try again if an append or a second writer was at work.
 
-        A writer stores the chunks of a block before its marker. In between, a sound chunk and the old
-        marker disagree, and a marker that this process keeps may be older than the chunk. Only what
-        still disagrees with the marker as it is now is damage, or an append that was stopped.
+        A writer stores the chunks of a block before its marker. In between, a sound chunk disagrees
+        with the old marker, and a cached marker may be older than the chunk. Only a chunk that
+        disagrees with the present marker is damaged, or left by a stopped append.
         """
         try:
             with self._together(start, stop):
@@ -195,11 +195,11 @@ class StoredColumn:
         return self._scaled(rows, start, stop)
 
     def _scaled(self, rows: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
-        """Return rows that were read, times the scale of each where they have one."""
+        """Return rows that were read, times the scale of each if there is one."""
         return rows if self.scale is None else dequantised(rows, self.scale.read(start, stop))
 
     def _together(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Ask for the chunks of some rows and their markers at once, unless they are on their way."""
+        """Begin reading the chunks of some rows and their markers at once, unless this has begun."""
         place = self.location
         keys = [] if place.near else self.chunks_of(start, stop)
         if any(is_wanted(place, layout.chunk_key(self.path, numbers)) for numbers in keys):
@@ -218,7 +218,7 @@ class StoredColumn:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def chunks_of(self, start: int, stop: int) -> list[tuple[int, ...]]:
-        """Return the numbers of the chunks that some rows are in."""
+        """Return the numbers of the chunks in which some rows lie."""
         if start >= stop or self.missing:
             return []
         down = range(start // self.chunk_rows, (stop - 1) // self.chunk_rows + 1)
@@ -230,16 +230,17 @@ class StoredColumn:
         return ((down, at) for at in range(grid(self.shape, self.form.shape)[1]))
 
     def _chunk(self, numbers: tuple[int, ...], fresh: bool) -> NDArray[Any]:
-        """Return the values of a chunk, once it is known to be this one."""
+        """Return the values of a chunk, after checking that it is the committed one."""
         key, spec = layout.chunk_key(self.path, numbers), self.committed_by
         committed = self.committed_tail(numbers, fresh=fresh)
         read = self.location.get_chunk if fresh else partial(read_key, self.location)
         content = read(key, self.form.most)
-        # zarr would make up fill values for a chunk that is not there.
+        # zarr would invent fill values for a missing chunk.
         if content is None:
             if self.location.get(layout.DOCUMENT) is None:
                 raise LocationError(f"there is no store at {self.location}")
-            # Chunks that were deleted on purpose, maybe since the split was opened; others never are.
+            # Chunks may be deleted on purpose, even since the split was opened; otherwise a missing one
+            # is damage.
             split, own = layout.parent(self.path), layout.last_part(self.path)
             goes = spec is not None and own in dropped_columns(spec)
             if spec is not None and goes and is_dropped(self.location, split, spec):
@@ -259,7 +260,7 @@ class StoredColumn:
             return self.form.decode(key, content)
 
     def committed_tail(self, numbers: tuple[int, ...], *, fresh: bool = False) -> bytes | None:
-        """Return the checksum of a chunk by its block's marker; None where no marker counts it."""
+        """Return the checksum that a block's marker has for a chunk; None if no marker counts it."""
         spec = self.committed_by
         if spec is None:
             return None
@@ -267,7 +268,7 @@ class StoredColumn:
         return tail_of_chunk(spec, marker, layout.last_part(self.path), numbers)
 
     def wanted_marker(self, numbers: tuple[int, ...]) -> Wanted | None:
-        """Return what is to be read of the marker of a chunk's block, None where nothing is."""
+        """Return the marker read that a chunk needs; None if it needs none."""
         spec = self.committed_by
         return None if spec is None else wanted_marker(*self._block(numbers, spec))
 
@@ -278,18 +279,19 @@ class StoredColumn:
         return self.location, layout.parent(self.path), spec, block
 
     def _before_append(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows whose last block an append, that was stopped, stored again with more rows.
+        """Return rows whose last block was stored again, with more rows, by a stopped append.
 
-        The old rows are in it as they were: with nothing behind them, they end as the marker says.
+        The old rows are in it unchanged: with fill values after them, they have the tails in the
+        marker.
         """
         spec = self.committed_by
-        assert spec is not None  # else nothing is out of place
+        assert spec is not None  # otherwise no chunk can be misplaced
         block = spec.blocks - 1
         first, last = spec.block_range(block)
         if stop <= first or last - first == spec.block_rows:
             return self._rows(start, stop)
-        # The tails in the old marker are those of chunks with fill values behind the old rows. The rows
-        # are read without the marker, and encoded as they were then: equal tails show equal rows.
+        # The tails in the old marker belong to chunks with fill values after the old rows. The rows are
+        # read without the marker, and encoded as they were then: equal tails show equal rows.
         split, _, name = self.path.rpartition("/")
         rows = replace(self, committed_by=None, scale=None).read(first, last)
         chunks = encode({name: array_documents(spec)[name]}, (first, last), {name: rows})

@@ -40,7 +40,7 @@ def checks(
         )
         for check in each:
             done.append(check)
-            # Checks take minutes: what is wrong is said at once.
+            # Checks take minutes, so that faults are printed at once.
             for line in [] if asked.as_json or check.verdict == "pass" else check_lines(check):
                 out.print(line)
     counts = {v: sum(check.verdict == v for check in done) for v in ("pass", "warn", "fail")}

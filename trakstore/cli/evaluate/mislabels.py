@@ -41,7 +41,7 @@ def mislabels(
         )
     known = None if named is None else _known(named, scores["train_id"].values, split)
     measured = None if known is None else detection(scores.values, known)
-    # By self-score, largest first: only the sample itself explains its own label there.
+    # By self-score, largest first: a large one means that only the sample itself explains its label.
     first = np.argsort(-scores.values, kind="stable")[:k]
     suspects = scores.isel(train=first)
     document: dict[str, Any] = {
@@ -68,7 +68,7 @@ def _named(path: Path) -> set[str]:
 
 
 def _known(named: set[str], ids: NDArray[Any], split: str) -> NDArray[np.bool_]:
-    """Mark the samples that are named; refuse ids that no sample has."""
+    """Mark the named samples; refuse ids that no sample has."""
     names = [str(one) for one in ids.tolist()]
     if not named or named >= set(names):
         raise TrakStoreError(

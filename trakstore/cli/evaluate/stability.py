@@ -30,7 +30,7 @@ def stability(
     requests = [asked, *(replace(asked, store=one) for one in other or ())]
     with asked.workplace():
         matrices = [request.scores() for request in requests]
-        # Without other stores, epochs of this one are compared: the same scores over time.
+        # Without other stores, the epochs of this one are compared.
         runs = matrices if other else [matrices[0].epoch(one) for one in matrices[0].epochs]
         agreement = likeness(runs, k, asked.memory_limit)
     over = "stores" if other else "epochs"

@@ -27,17 +27,17 @@ AtOnce = Annotated[int, Option(metavar="N", min=1, help="Models that are trained
 
 
 def load_trainer(name: str) -> Trainer:
-    """Load the trainer of a name, which may be a function without arguments that gives it.
+    """Load a trainer by name, which may be that of a function without arguments that returns it.
 
     Raises
     ------
     NotFoundError
-        No such file, module or name.
+        When there is no such file, module or name.
     TrakStoreError
-        It cannot be called with subsets and seeds.
+        When it cannot be called with subsets and seeds.
     """
     loaded = load_named(name, "trainer")
-    # What needs no argument cannot be a trainer: it makes one.
+    # A function that needs no argument cannot be a trainer: it makes one.
     if callable(loaded) and not needs_arguments(loaded):
         loaded = call_named(loaded, name, "trainer")
     if not callable(loaded):

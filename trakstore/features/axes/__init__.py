@@ -1,8 +1,8 @@
 """The samples of a batch, followed through a forward pass: one family of torch functions a file.
 
-Each rule says where the samples are in the result of a function, given where they are in its
-arguments. Whatever picks, sorts or mixes along them, and every function without a rule, loses them:
-layers behind it are left to the generic engine.
+Each rule says where the samples are in the result of a function, given where they are in its arguments.
+A function that picks, sorts or mixes along them, or that has no rule, loses them: the layers behind it
+are left to the generic engine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Numbers that each sample alone would give, beside one number that was made of all of them.
+"""Numbers that each sample alone would give, beside the one number made of all of them.
 
-A model that asks of a batch ``if mask.all():`` goes one way for all its samples, and a sample alone may
-have gone the other. Where the question is simple enough to be asked of each sample, as those about
-padding are that most language models ask, it is known which samples would. A few of these are then
-computed alone, and not all samples of every batch.
+A model with ``if mask.all():`` takes one branch for the whole batch, and a sample alone may have taken
+the other. If the question is simple enough to be asked of each sample, as most language models'
+questions about padding are, the samples with another answer are known. A few of these are then computed
+alone, rather than all samples of every batch.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ class Alone(NamedTuple):
     ----------
     values : Tensor, shape (batch,)
     entries : int
-        Entries of all samples together that the number of all was made of; 0 where that says nothing.
+        Number of entries, of all samples together, behind the number of all; 0 where it does not
+        matter.
     """
 
     values: Tensor
     entries: int
 
 
-# Gives the numbers of a call's result, where those of its arguments are known; else None.
+# Returns the samples' numbers for a call's result, given those of its arguments; None if unknown.
 AloneRule = Callable[[MarkedCall, Callable[[Tensor], Alone | None]], Alone | None]
 
 
 def _reduced(function: Callable[[Tensor, int], Tensor]) -> AloneRule:
-    """Make a rule of what reduces all entries of a tensor to one number."""
+    """Make a rule for functions that reduce all entries of a tensor to one number."""
 
     def rule(call: MarkedCall, _: Callable[[Tensor], Alone | None]) -> Alone | None:
         mark = call.mark(call.first)
@@ -53,7 +54,7 @@ def _reduced(function: Callable[[Tensor, int], Tensor]) -> AloneRule:
 
 
 def _entrywise(function: Callable[..., Tensor]) -> AloneRule:
-    """Make a rule of what compares such a number with another, or joins two answers."""
+    """Make a rule for functions that compare such a number with another, or join two answers."""
 
     def rule(call: MarkedCall, alone: Callable[[Tensor], Alone | None]) -> Alone | None:
         known = {id(tensor): alone(tensor) for tensor in call.tensors}
@@ -64,8 +65,8 @@ def _entrywise(function: Callable[..., Tensor]) -> AloneRule:
             if isinstance(one, Tensor) and own is None and (one.ndim or call.mark(one) is not FREE):
                 return None
             if not isinstance(one, Tensor) and one in entries:
-                # `mask.sum() == mask.numel()`: alone, a sample has its own part of the entries. In
-                # another comparison the same number could be meant as it stands.
+                # In `mask.sum() == mask.numel()` a sample alone has its own share of the entries. In
+                # any other comparison the same number may be meant as it is.
                 if function not in (operator.eq, operator.ne):
                     return None
                 one = one // call.batch

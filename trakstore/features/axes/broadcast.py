@@ -1,4 +1,4 @@
-"""Functions of single entries, losses among them: each entry of the result is of those at its place."""
+"""Functions entry by entry, losses among them: each entry of the result comes from one place."""
 
 from __future__ import annotations
 

@@ -31,53 +31,52 @@ _OF_RANKS = ("torch.distributed.", "trakstore.features.sharding.")
 class Following:
     """Places of the samples of a batch in the tensors of a forward pass.
 
-    Marks are kept on the tensors themselves, and go with them. A tensor may also carry names of
-    parameters whose gradients are cut as if its rows were the samples', although they were made from
-    none (a position that every sample was given for itself): where the samples get lost behind it, so
-    are these.
+    Marks are kept on the tensors themselves. A tensor may also carry names of parameters whose
+    gradients are cut as if its rows were the samples', although no sample went into it (a position
+    repeated for every sample). If the samples get lost behind it, so are these parameters' gradients.
 
     Parameters
     ----------
     batch : int
         Number of samples.
     kept : set of int
-        Ids of a model's parameters and buffers, which get no mark: what a pass writes there is
+        Ids of a model's parameters and buffers, which get no mark: whatever a pass writes to them is
         lost.
 
     Attributes
     ----------
     misread : set of str
-        Parameters of repeated tensors that the model used as if they were not: what it computes in this
-        pass is not its function.
+        Parameters of repeated tensors that the model used by their original shape: this pass does not
+        compute the model's function.
     mixed : bool
-        Whether samples may have seen one another: a function made something of several of them, or told
-        Python numbers of theirs, and the output may depend on it.
+        Whether samples may have seen one another: a function combined several of them, or gave Python
+        numbers of theirs on which the output may depend.
     routed : bool
-        Whether that may be because rows were sent somewhere by an index that nothing is known of.
+        Whether that may be because an index of unknown origin sent rows somewhere.
     hooked : bool
-        Whether the model asked for gradients of its activations, which it may change. Layers that ranks
-        share ask for them too, and only to wait for one another.
+        Whether the model asked for gradients of its activations, which its hook may change. Layers
+        shared by ranks ask for them too, but only to wait for one another.
     decided : list of Tensor, bool, shape (batch,)
-        For each question that the model asked of all samples at once: those of them that alone would
-        have given another answer.
-    told : list of Tensor, bool, shape (batch,)
-        Those of them whose answer is a number, with which the model may compute.
+        For each question that the model asked of all samples at once: the samples for which the answer
+        alone would have been another.
+    decided_numbers : list of Tensor, bool, shape (batch,)
+        The same for those questions whose answer is a number, which may enter the model's results.
     """
 
     def __init__(self, batch: int, kept: Set[int] = frozenset()) -> None:
         self.batch, self._kept = batch, kept
-        self._pass = object()  # marks of an earlier pass say nothing
+        self._pass = object()  # marks of an earlier pass do not count
         self._read = False
         self._claims: set[str] = set()
         self._repeated: set[str] = set()
         self.misread: set[str] = set()
         self.mixed = self.routed = self.hooked = False
         self.decided: list[Tensor] = []
-        self.told: list[Tensor] = []
+        self.decided_numbers: list[Tensor] = []
         self._lost = self._sent = False
         self._losses: list[tuple[Node, frozenset[str]]] = []
-        # By the address of their memory. The tensors are held, too: memory that was freed would be
-        # given to another tensor, which would then pass for spoiled.
+        # Keys are addresses of memory. The tensors are held too: freed memory would be given to another
+        # tensor, which would then pass for spoiled.
         self._spoiled: dict[int, Tensor] = {}
         self._written: dict[int, Tensor] = {}
 
@@ -103,10 +102,10 @@ class Following:
         return mark
 
     def _unmarked(self, tensor: Tensor) -> Mark:
-        """Return the mark of what no function was seen to make: a constant, unless it has a history."""
+        """Return the mark of a tensor without one: constant, unless it has a gradient history."""
         if tensor.grad_fn is None and not is_functorch_wrapped_tensor(tensor):
-            # Once Python has read numbers of samples, a new constant may hold some of them; the
-            # model's own weights do not, frozen or not.
+            # Once Python has read numbers of samples, a new constant may hold some of them. The model's
+            # own weights do not, frozen or not.
             new = not tensor.requires_grad and id(tensor) not in self._kept
             return SUSPECT if self._read and new else FREE
         self._lost = True
@@ -118,54 +117,55 @@ class Following:
             self._losses.append((tensor.grad_fn, claims))
 
     def doubtful(self, nodes: Set[Node]) -> set[str]:
-        """Return parameters that counted on rows which got lost on the way to these nodes' output."""
+        """Return parameters whose rows got lost on the way to the output of these nodes."""
         lost = {name for node, claims in self._losses if node in nodes for name in claims}
         self.misread |= lost & self._repeated
         return lost
 
     def close(self) -> None:
-        """Let go of the graph."""
+        """Drop the graph."""
         self._losses.clear()
 
     def see(self, value: Any) -> None:
-        """Notice at the end of a pass what was lost out of sight."""
+        """Look at the output of a pass: its samples may have been lost out of sight."""
         for tensor in tensors_of((value,)):
             mark = self.of(tensor)
             self.mixed |= mark is LOST or isinstance(mark, Routed | Places)
 
     def claims(self, tensor: Tensor) -> frozenset[str]:
-        """Return the names of parameters that count on a tensor's rows."""
+        """Return the names of parameters that rely on the rows of a tensor."""
         noted = tensor.__dict__.get(_ATTRIBUTE)
         return noted[2] if noted is not None and noted[0] is self._pass else _NONE
 
     def claim(self, tensor: Tensor, names: Iterable[str]) -> None:
-        """Mark a tensor without samples as having a row for each, on which parameters count."""
+        """Mark a tensor made without samples as having a row for each, on which parameters rely."""
         own = frozenset(names)
         self._claims |= own
         self._mark(tensor, Axis(0), own)
 
     def multiplied(self, x: Tensor, out: Tensor) -> None:
-        """Mark a product with a constant along the last dimension, which was made out of sight."""
+        """Mark a product with a constant along the last dimension that was computed out of sight."""
         mark = self.of(x)
         samples = self.batch == 1 and mark is not FREE
         if samples or (isinstance(mark, Axis | Routed) and mark.dim < x.ndim - 1):
-            # What was seen of its making may have lost the samples, and that memory with them.
+            # Functions that were seen on the way may have lost the samples, and marked the memory
+            # spoiled.
             self._spoiled.pop(_storage(out), None)
             self._mark(out, _ALONE if samples else mark, self.claims(x))
 
     def carry(self, tensor: Tensor, other: Tensor) -> None:
-        """Mark a tensor that took the place of another, out of sight."""
+        """Mark a tensor that replaced another one out of sight."""
         self._mark(other, self.of(tensor), self.claims(tensor))
 
     def place(self, tensor: Tensor, axis: Placed) -> None:
-        """Mark a tensor that goes to a single function, in which it meets the samples."""
+        """Mark a tensor made for a single function, in which it meets the samples."""
         self._mark(tensor, axis, _NONE)
 
     def claim_repeated(self, tensor: Tensor, names: Iterable[str], ndim: int) -> None:
-        """Mark a tensor that the model knows without these rows, with ``ndim`` dimensions.
+        """Mark a tensor that the model expects without its rows, with ``ndim`` dimensions.
 
-        Where it has one more now, only functions that count dimensions from behind do the same as in
-        the model.
+        If it has one dimension more now, only functions that count dimensions from the end do to it
+        what they would do in the model.
         """
         self.claim(tensor, names)
         self._repeated |= self.claims(tensor)
@@ -179,12 +179,12 @@ class Following:
         return tensor.__dict__.get(_RAISED) is self._pass
 
     def sized(self, value: Any) -> None:
-        """Notice that a model asks for the size of a tensor."""
+        """Note that the model asks for the size of a tensor."""
         if self._repeated and isinstance(value, Tensor) and self._is_raised(value):
             self.misread |= self.claims(value)
 
     def measured(self, value: Any) -> None:
-        """Notice that a model asks how many entries a tensor has, which may be as many as data say."""
+        """Note that the model asks for a tensor's number of entries, which may depend on the data."""
         asked = (self._lost or self._sent) and not self.mixed
         if not asked or not isinstance(value, Tensor) or not value.ndim:
             return
@@ -192,7 +192,7 @@ class Following:
         self.mixed = mark is LOST or (isinstance(mark, Routed) and mark.rows.picked)
 
     def tell(self, function: Any, args: tuple[Any, ...], out: Any) -> None:
-        """Notice that a function told Python something of some tensors' data."""
+        """Note that a function gave Python something from the data of some tensors."""
         known = [tensor for tensor in tensors_of(args) if self.of(tensor) is not FREE]
         if not known:
             return
@@ -204,10 +204,10 @@ class Following:
         values = alone.values.bool() if isinstance(out, bool) else alone.values
         self.decided.append(values != out)
         if rule_of(function).name != "__bool__":
-            self.told.append(values != out)
+            self.decided_numbers.append(values != out)
 
     def _alone(self, tensor: Tensor) -> Alone | None:
-        """Return what each sample alone would give in place of a number of all."""
+        """Return the number that each sample alone would give in place of one number of all."""
         noted = tensor.__dict__.get(_ONE_BY_ONE)
         return noted[1] if noted is not None and noted[0] is self._pass else None
 
@@ -222,10 +222,10 @@ class Following:
             call.out.__dict__[_ONE_BY_ONE] = (self._pass, own)
 
     def _from_behind(self, function: Any, tensors: list[Tensor], raised: list[Tensor]) -> bool:
-        """Tell if a function does with raised tensors, row by row, what it does without rows."""
-        # The model's own tensor has no dimension for the samples. What lines them up from the last
-        # one on does the same with the new one in front, as long as nothing else reaches into that: the
-        # samples of others must be there, and constants must end before it or be of size 1.
+        """Tell whether a function treats each row of raised tensors as it would the original."""
+        # The model's own tensor lacks the dimension of the samples. A function that aligns dimensions
+        # at the end does the same with the new one in front, as long as nothing else reaches into it:
+        # other tensors must have their samples there, and constants must end before it or have size 1.
         name, ndim = canonical(function), max(tensor.ndim for tensor in raised)
         others = [tensor for tensor in tensors if not self._is_raised(tensor)]
         if name not in FROM_BEHIND:
@@ -242,12 +242,12 @@ class Following:
         )
 
     def passed(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        """Mark the results of a function, and give them back."""
+        """Mark the results of a function, and return them."""
         known = rule_of(function)
         if known.tells(out):
             self.tell(function, args, out)
         if known.odd:
-            out = self._odd(known, args, out)
+            out = self._note_side_effects(known, args, out)
         if not isinstance(out, _HOLDERS) and known.name != "__setitem__":
             self.sized(args[0] if args else None)
             return out
@@ -255,7 +255,7 @@ class Following:
         call = MarkedCall(args, kwargs, out, tensors, self.of, self.batch)
         route = self._route_of(call, known)
         mark = self._mark_of(call, known) if route is None else route.marks
-        # Most passes lose nothing, and are spared to look at all tensors again.
+        # Most passes lose nothing, and need not look at all tensors again.
         if route is not None:
             self._sent = True
             self.routed |= not route.certain
@@ -278,8 +278,8 @@ class Following:
             self._note_alone(call, known)
         return iter(out) if known.name == "__iter__" else out
 
-    def _odd(self, known: Known, args: tuple[Any, ...], out: Any) -> Any:
-        """Note what a function does beside giving a tensor; return what it gave, loops as lists."""
+    def _note_side_effects(self, known: Known, args: tuple[Any, ...], out: Any) -> Any:
+        """Note the side effects of a function; return its result, an iterator as a list."""
         if known.name in ("__iter__", "unbind"):
             self.measured(args[0])
         if known.name == "register_hook":
@@ -289,7 +289,7 @@ class Following:
         return list(out) if known.name == "__iter__" else out
 
     def _route_of(self, call: MarkedCall, known: Known) -> Route | None:
-        """Return where a function sends rows of the samples; None where it is no such function."""
+        """Return where a function sends rows of the samples; None for a function that sends none."""
         if known.route is None or self.batch == 1:
             return None
         try:
@@ -298,7 +298,7 @@ class Following:
             return None  # a call of another form than the rule reads
 
     def _mark_of(self, call: MarkedCall, known: Known) -> Any:
-        """Return the mark of a call's results, or a list of one for each."""
+        """Return the mark of a call's result, or a list of marks, one for each of its results."""
         of = self.of
         for tensor in call.tensors:
             if of(tensor) is not FREE:
@@ -315,12 +315,12 @@ class Following:
                 return row_by_row(call, known.rule)
             return LOST if Places in kinds else known.rule(call)
         except (AttributeError, IndexError, TypeError, ValueError):
-            # Rules read arguments as people give them. In a call of any other form they fail, and it
-            # is as if there were no rule.
+            # Rules read arguments in the usual form. In a call of any other form they fail, as if there
+            # were no rule.
             return LOST
 
     def _carried(self, tensors: list[Tensor]) -> frozenset[str]:
-        """Return the claims of all tensors that a function was given."""
+        """Return the claims of all tensors given to a function."""
         carried = _NONE
         for tensor in tensors:
             own = self.claims(tensor)
@@ -329,11 +329,11 @@ class Following:
         return carried
 
     def _write(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
-        """Mark a tensor that was changed in place, and with it whatever shares its memory."""
+        """Mark a tensor that was changed in place, and all that share its memory."""
         before = self.of(tensor)
         placed = isinstance(mark, Axis | Routed | Places)
         if placed and before is FREE and id(tensor) not in self._kept:
-            # Samples came into a constant: the tensor itself has them now, while its views, which
+            # Samples were written into a constant: the tensor itself has them now. Its views, which
             # keep the mark of a constant, are lost.
             self._lost = True
             self._written[_storage(tensor)] = tensor
@@ -358,7 +358,7 @@ class Following:
     def _mark(self, tensor: Tensor, mark: Any, claims: frozenset[str]) -> None:
         if mark is LOST:
             self._lost = True
-        if mark is _ALONE:  # any rows are those of a single sample
+        if mark is _ALONE:  # with one sample, any rows are its own
             mark = Axis(0, len(tensor)) if tensor.ndim else Axis(0)
         if id(tensor) not in self._kept:
             tensor.__dict__[_ATTRIBUTE] = (self._pass, mark, claims)
@@ -370,7 +370,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _waits_for_ranks(hook: Any) -> bool:
-    """Tell whether a hook is one of those that bring shared layers together, by where its code is."""
+    """Tell whether a hook belongs to layers shared by ranks, by the file of its code."""
     while isinstance(hook, partial):
         hook = hook.func
     return str(getattr(hook, "__module__", None)).startswith(_OF_RANKS)

@@ -1,4 +1,4 @@
-"""A call of a torch function with the marks of its arguments, and what a rule says of it."""
+"""A call of a torch function with the marks of its arguments, as rules read it."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class MarkedCall(Arguments):
     batch: int
 
     def of_first(self, **keywords: Any) -> MarkedCall:
-        """Return the same call of the first argument alone, with some keywords."""
+        """Return a call of the same function with the first argument alone, and some keywords."""
         first = self.first
         return MarkedCall((first,), keywords, self.out, [first], self.mark, self.batch)
 
     @property
     def first(self) -> Tensor:
-        """Tensor that a function is of: its first argument."""
+        """First argument, the tensor that a function works on."""
         value: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
         return value
 
@@ -83,7 +83,7 @@ class MarkedCall(Arguments):
         return value
 
 
-# The mark of a call's results, or one for each of them.
+# The mark of a call's result, or a list of marks, one for each result.
 Rule = Callable[[MarkedCall], Mark | list[Mark]]
 
 
@@ -112,8 +112,8 @@ def tensors_of(values: Iterable[Any]) -> list[Tensor]:
 def aligned(operands: Sequence[tuple[Mark, Sequence[int]]], shape: Sequence[int]) -> Mark:
     """Mark of what broadcasts operands, each with its shape, to a shape.
 
-    Samples must be in one place in all operands that have them. What is lost spoils the result, unless
-    it has no extent along that place.
+    Samples must be in one place in all operands that have them. A lost operand loses the result, unless
+    it has size 1 along that place.
     """
     place: Axis | None = None
     suspect, lost, ndim = False, [], len(shape)

@@ -44,9 +44,9 @@ FREE, SUSPECT, LOST = Unplaced.FREE, Unplaced.SUSPECT, Unplaced.LOST
 
 
 class Axis(NamedTuple):
-    """A dimension along which the samples of a batch are.
+    """A dimension along which the samples of a batch lie.
 
-    Its size is ``before * batch * after``; entry ``i`` is of sample ``i // after % batch``. A
+    Its size is ``before * batch * after``; entry ``i`` belongs to sample ``i // after % batch``. A
     plain batch dimension has ``before`` and ``after`` 1; samples that were merged with other
     dimensions, as by ``reshape(batch * time, width)``, have several entries each.
     """
@@ -63,7 +63,7 @@ class Axis(NamedTuple):
             return None
         moved = tensor.movedim(self.dim, 0) if self.dim else tensor
         if self.before == 1:
-            # Nothing is copied in these two cases, which are nearly all: they stay views.
+            # In these two cases, which are nearly all, nothing is copied: the results are views.
             if self.after == 1:
                 return moved.unsqueeze(1)
             return moved.reshape(batch, self.after, *moved.shape[1:])
@@ -71,21 +71,21 @@ class Axis(NamedTuple):
         return parts.reshape(batch, self.before * self.after, *moved.shape[1:])
 
     def sample_of(self, entries: Tensor, batch: int) -> Tensor:
-        """Return the samples that entries along the axis are of, by their numbers."""
+        """Return the numbers of the samples to which entries along the axis belong."""
         return entries // self.after % batch
 
 
 class Rows:
-    """Rows that were picked or sorted by the data; two that are not one object are not alike.
+    """Rows that the data picked or sorted; two are equal only if they are one object.
 
     Parameters
     ----------
     samples : Tensor, int64, shape (rows,)
-        Sample that each row is of.
+        Sample to which each row belongs.
     keys : Tensor, shape (rows,), optional
         Numbers by which they were sorted.
     picked : bool
-        Whether there are as many as the data say, and not always all of them.
+        Whether their number depends on the data, so that some rows may be missing.
     """
 
     def __init__(
@@ -95,17 +95,17 @@ class Rows:
 
     @cached_property
     def _of_each(self) -> tuple[Tensor, Tensor]:
-        """Rows in the order of their samples, and the number of each among its sample's."""
+        """Rows in the order of their samples, and the position of each among its sample's rows."""
         order = torch.argsort(self.samples, stable=True)
         own = self.samples[order]
         first = torch.searchsorted(own, own, right=False)
         return order, torch.arange(len(own), device=own.device) - first
 
     def front(self, tensor: Tensor, batch: int) -> Tensor:
-        """Return rows as ``(batch, each, ...)``, with zeros behind those of samples that have fewer."""
+        """Return rows as ``(batch, each, ...)``, with zeros after those of samples that have fewer."""
         order, number = self._of_each
         each = int(number.max()) + 1 if len(number) else 1
-        if len(order) == batch * each:  # as where each token goes to as many experts
+        if len(order) == batch * each:  # every sample has equally many rows
             return tensor[order].view(batch, each, *tensor.shape[1:])
         out = tensor.new_zeros(batch, each, *tensor.shape[1:])
         out[self.samples[order], number] = tensor[order]
@@ -113,7 +113,7 @@ class Rows:
 
 
 class Routed(NamedTuple):
-    """A dimension along which rows of the samples are, in an order that the data gave."""
+    """A dimension with rows of the samples in an order that the data gave."""
 
     dim: int
     rows: Rows
@@ -126,16 +126,16 @@ class Routed(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Numbers of rows, as an index: where along an axis of the samples routed rows are.
+    """Row numbers in an index tensor: positions of routed rows along an axis of the samples.
 
     Attributes
     ----------
     rows : Rows
     source : Axis
-        Axis that the numbers count along.
+        Axis along which the numbers count.
     what : str
-        An order of all rows (``"whole"``), what several of them have in common (``"divided"``), or
-        the order that undoes it (``"back"``).
+        Whether they are an order of all rows (``"whole"``), one divided by the rows that share a token
+        (``"divided"``), or the order that undoes it (``"back"``).
     """
 
     rows: Rows
@@ -181,9 +181,9 @@ def reshaped(axis: Axis, old: Sequence[int], new: Sequence[int], batch: int) -> 
     dim = axis.dim
     if old[: dim + 1] == new[: dim + 1]:
         return axis
-    # In row-major order the elements are `outer` runs of batch * inner, which a reshape keeps. So a new
-    # dimension holds the samples if its size is before * batch * after, with `outer` elements before
-    # the batch and `inner` after it, as in the old shape.
+    # A reshape keeps the row-major order of the elements, which are `outer` runs of batch * inner. So a
+    # new dimension holds the samples if its size is before * batch * after, with `outer` elements
+    # before the batch and `inner` after it, as in the old shape.
     inner, outer = axis.after * prod(old[dim + 1 :]), prod(old[:dim]) * axis.before
     if not inner or not outer:
         return LOST

@@ -216,7 +216,7 @@ def _put_by_slices(
 
 
 def _parts(index: Any, ndim: int) -> list[Any] | None:
-    """Return an index as one entry a dimension, or None for a new one; None where it is another."""
+    """Return an index as one entry a dimension, None for a new one; None for another kind of index."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(not isinstance(part, _INDICES) or isinstance(part, bool) for part in parts):
         return None
@@ -237,10 +237,10 @@ def _width(part: Any) -> int:
 
 
 def _place(parts: list[Any], mark: Axis, call: MarkedCall) -> int | None:
-    """Return the dimension of the result in which the samples are; None where they were picked."""
-    # Entries that are picked by tensors or lists together become as many dimensions as the widest of
-    # those has. They come where the first of them is, or in front, which `_adjacent` tells. All else
-    # keeps its order: slices stay, integers go, None is new.
+    """Return the dimension of the result that has the samples; None if samples were picked."""
+    # Tensors and lists in an index pick together, and their entries take as many dimensions as the
+    # widest of them has. These come where the first one stands, or in front, as `_adjacent` tells. The
+    # rest keeps its order: slices stay, integers go, None makes a new dimension.
     picks = [i for i, part in enumerate(parts) if isinstance(part, Tensor | list)]
     adjacent = _adjacent(parts)
     width = max((getattr(parts[i], "ndim", 1) for i in picks), default=0)
@@ -269,12 +269,12 @@ def _place(parts: list[Any], mark: Axis, call: MarkedCall) -> int | None:
         return _in_order(rows, parts, picks, mark, call, adjacent)
     chosen = [parts[i] for i in picks if isinstance(parts[i], Tensor)]
     if place is None or any(isinstance(call.mark(one), Axis) for one in chosen):
-        return None  # picked by what samples say: they would be in two places
+        return None  # the index itself depends on samples: they would be in two places
     return place if adjacent else place + width
 
 
 def _adjacent(parts: list[Any]) -> bool:
-    """Tell whether the result has picked entries where the index has them, else they come first."""
+    """Tell whether picked dimensions stay where the index has them; otherwise they come first."""
     kept = [part for part in parts if not isinstance(part, int)]  # integers are taken out before
     picks = [i for i, part in enumerate(kept) if isinstance(part, Tensor | list)]
     return not picks or picks[-1] - picks[0] == len(picks) - 1
@@ -304,7 +304,7 @@ def _in_order(
         alone = own < 0 or other.shape[own] == 1 or width == 1
         if of_other is not FREE or not alone:
             return None
-    # The one place where a rule reads numbers: that a tensor counts the samples is in no mark.
+    # This is the one place where a rule reads numbers: no mark says that a tensor counts the samples.
     counted = torch.arange(call.batch, device=rows.device, dtype=rows.dtype)
     if not torch.equal(rows.reshape(-1), counted):
         return None

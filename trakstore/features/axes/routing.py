@@ -1,7 +1,7 @@
-"""Rows that the data send somewhere: tokens that are sorted by expert, picked for it, and put back.
+"""Rows that the data send somewhere: tokens sorted by expert, picked for it, and put back.
 
-A row of such a tensor is of one sample, and which is known by the numbers of the index alone. What a
-function does to such rows is judged by the ordinary rules, as if each row were a sample.
+A row of such a tensor belongs to one sample, known only from the numbers in the index. The ordinary
+rules judge functions of such rows, as if each row were a sample.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Route(NamedTuple):
     ----------
     marks : Mark or list of Mark
     certain : bool
-        Whether it is sure that each sample's own rows are where they would be without the others.
+        Whether each sample's rows surely are where they would be without the other samples.
     """
 
     marks: Mark | list[Mark]
@@ -35,7 +35,7 @@ class Route(NamedTuple):
 
 
 def row_by_row(call: MarkedCall, rule: Rule | None) -> Mark | list[Mark]:
-    """Marks of a function of routed rows, each of which is seen as a sample of its own."""
+    """Return marks of a function of routed rows, each treated as a sample of its own."""
     rows = {mark.rows for tensor in call.tensors if isinstance(mark := call.mark(tensor), Routed)}
     if rule is None or len(rows) != 1:
         return LOST
@@ -65,7 +65,7 @@ def _sorted(call: MarkedCall) -> Route | None:
         return None
     order = call.out[1] if pair else call.out
     if isinstance(mark, Places) and mark.whole and not pair:
-        return Route(Places(mark.rows, mark.source, "back"), True)  # the order that undoes an order
+        return Route(Places(mark.rows, mark.source, "back"), True)  # the inverse of an order
     if not isinstance(mark, Axis):
         return None
     rows = Rows(mark.sample_of(order.detach(), call.batch), first.detach()[order.detach()])
@@ -88,7 +88,7 @@ def _picked(call: MarkedCall) -> Route | None:
     """Route the rows that an index picks: by an order that is known, or by the index's own numbers."""
     choice = call.args[1]
     if isinstance(choice, Tensor) and not choice.ndim and choice.dtype in _INTEGERS:
-        # One expert of several, which some sample chose: it holds no samples.
+        # This picks one of several experts, chosen by some sample: the result holds no samples.
         lost = call.mark(choice) is LOST and call.mark(call.first) is FREE
         return Route(FREE, False) if lost else None
     if isinstance(choice, Tensor) and choice.dtype == torch.bool:
@@ -169,7 +169,7 @@ def _written(call: MarkedCall) -> Route | None:
         if not mark.whole or first.shape != index.shape or not torch.equal(value, counted):
             return None
         return Route(Places(mark.rows, mark.source, "back"), True)
-    # What is not written keeps what was there before, of the same row: only all of it is sure.
+    # Rows that are not written keep what was there before: the result is certain only if all are.
     whole = isinstance(mark, Places) and mark.whole and len(first) == len(index)
     return _back(call, index, value) if whole else None
 
@@ -211,14 +211,14 @@ def _grouped(call: MarkedCall) -> Route | None:
         return None
     if call.mark(weight) is not FREE or weight.ndim != 3 or not isinstance(ends, Tensor):
         return None
-    # Where groups end was counted over all samples: it is compared with each row's own number.
+    # The ends of groups were counted over all samples: compare them with each row's own number.
     count = torch.arange(len(first), device=ends.device, dtype=ends.dtype)
     groups = torch.searchsorted(ends, count, right=True)
     return Route(mark, True) if torch.equal(groups, mark.rows.keys.to(groups)) else None
 
 
 def _made(call: MarkedCall) -> Route | None:
-    """Route what only looks at the shape of an order."""
+    """Route a function that looks only at the shape of an order."""
     return Route(FREE, True) if isinstance(call.mark(call.first), Places) else None
 
 

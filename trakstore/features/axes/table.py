@@ -1,7 +1,7 @@
 """Rules by the names of torch functions, and those that need none.
 
-A function goes by one name whether it is a method, an operator or changes its first argument in place:
-``torch.add``, ``Tensor.__radd__`` and ``Tensor.add_``. What no rule is known of loses the samples.
+A function has one name, whether it is a method, an operator or works in place: ``torch.add``,
+``Tensor.__radd__`` and ``Tensor.add_`` are ``add``. A function without a rule loses the samples.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Known(NamedTuple):
     name : str
         Name that the function has itself.
     rule : callable or None
-        Rule of what goes by its canonical name.
+        Rule of functions with its canonical name.
     route : callable or None
-        Rule of what goes by that name with rows that the data send somewhere.
+        Rule for the same functions, if the data send rows somewhere.
     alone : callable or None
-        Rule of what each sample alone would give.
+        Rule for the number that each sample alone would give.
     odd : bool
-        Whether it does more than give a tensor.
+        Whether it does anything besides returning a tensor.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Known(NamedTuple):
     odd: bool
 
     def tells(self, out: Any) -> bool:
-        """Tell whether a result that is no tensor says something of the data."""
+        """Tell whether a result that is no tensor reveals something of the data."""
         if self.name in READS:
             return True
         if not isinstance(out, bool | int | float):
@@ -62,7 +62,7 @@ _RULES: dict[str, Rule] = {
     **picking.RULES,
     **contraction.RULES,
 }
-# Functions whose result is not all that they change, or no tensor, or of as many parts as data say.
+# Functions that change more than their result, return no tensor, or as many as the data say.
 _ODD = frozenset(["__iter__", "unbind", "__set__", "__setitem__", "register_hook"])
 # Functions that hand data over to Python.
 _READS = """
@@ -70,12 +70,12 @@ item tolist numpy __bool__ __int__ __float__ __complex__ __index__ __array__ __c
 untyped_storage storage _typed_storage __repr__ __format__
 """
 READS = frozenset(_READS.split())
-# Beginnings of the names of those that tell Python about a tensor's dtype, memory and shape alone.
+# Beginnings of names of functions that reveal only a tensor's dtype, memory or shape.
 _QUIET = (
     *("is_", "_is_", "has_", "__get__", "sparse_dim", "dense_dim", "dim", "ndimension", "numel"),
     *("nelement", "size", "__len__", "element_size", "storage_offset", "get_device", "data_ptr"),
 )
-# Functions that make tensors of what Python has.
+# Functions that make tensors from Python values.
 MAKES = frozenset(["tensor", "as_tensor", "asarray", "scalar_tensor", "new_tensor", "from_numpy"])
 
 # Modules in which functions have the names of other functions.
@@ -119,10 +119,10 @@ def rule_of(function: Any) -> Known:
 
 
 def _foreign(function: Any, name: str) -> bool:
-    """Tell whether a function has a known name and another meaning.
+    """Tell whether a function has a known name but another meaning.
 
-    Such are those of other modules, and those that give a tensor another shape in place, after which
-    its old one is not known any more.
+    Functions of other modules do, and those that change a tensor's shape in place, after which its old
+    shape is unknown.
     """
     module = getattr(function, "__module__", None) or "torch"
     if not module.startswith("torch") or module.startswith(_NAMESAKES):

@@ -31,10 +31,11 @@ def is_adapter(stored: StoredWeights, model: nn.Module) -> bool:
     wanted = _wanted(model)
     if whole <= names:
         return False
-    # LoRA's file may be on other modules than the model's adapter; whole weights would have the base's.
+    # LoRA weights may be for other modules than the model's adapter; a whole checkpoint would have the
+    # base's weights.
     if _lora_modules(names) and not any(".base_layer." in name for name in names):
         return True
-    # Whole weights have some of an adapter's names too, those of modules that are saved with it.
+    # A whole checkpoint has some of an adapter's names too, of modules that are saved with it.
     return len(names & wanted) > len(names - wanted)
 
 
@@ -50,7 +51,7 @@ def load_adapter(stored: StoredWeights, model: nn.Module) -> None:
 
     names = {_bare(name): name for name in stored.shapes()}
     _check_modules(stored.where, set(names), _wanted(model))
-    # A state dict in memory lies beside no configuration.
+    # A state dict in memory comes without a configuration file.
     if is_file(Path(stored.where)):
         _check_configuration(Path(stored.where).parent / "adapter_config.json", model)
     state = stored.read(list(names.values()))
@@ -76,7 +77,7 @@ def _bare(name: str) -> str:
 
 
 def _check_modules(where: str, names: set[str], wanted: set[str]) -> None:
-    """Refuse an adapter that lacks names, or that is on modules where the model has none."""
+    """Refuse an adapter that lacks names, or has modules that the model lacks."""
     own, given = _lora_modules(wanted), _lora_modules(names)
     reasons = []
     if missing := sorted(wanted - names):
@@ -92,14 +93,14 @@ def _check_modules(where: str, names: set[str], wanted: set[str]) -> None:
 
 
 def _lora_modules(names: set[str]) -> set[str]:
-    """Return the modules that LoRA adapts, as ``target_modules`` names them: the last part alone."""
+    """Return the modules that LoRA adapts, each by the last part of its name."""
     return {name.partition(_LORA)[0].rpartition(".")[2] for name in names if _LORA in name}
 
 
 def _check_configuration(path: Path, model: Any) -> None:
-    """Refuse an adapter that scales or composes its weights otherwise than the model's.
+    """Refuse an adapter that scales or combines its weights otherwise than the model's.
 
-    The tensors alone do not tell: with another ``lora_alpha`` the same ones are another function.
+    The tensors do not show it: with another ``lora_alpha`` the same ones give another function.
     """
     if not is_file(path):
         return
@@ -117,7 +118,7 @@ def _check_configuration(path: Path, model: Any) -> None:
 
 
 def _wanted(model: nn.Module) -> set[str]:
-    """Names that the file of the model's active adapter has."""
+    """Return the names in a file of the model's active adapter."""
     from peft import get_peft_model_state_dict
 
     # "auto" would ask the hub for the base's configuration.

@@ -15,7 +15,7 @@ from trakstore.storage.layout import as_epoch
 
 
 def by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkpoint]:
-    """Name weights by epochs as the store does; a mapping that has such names is not read.
+    """Name weights by epochs as the store does; a mapping with such names is returned unread.
 
     Raises
     ------
@@ -37,14 +37,14 @@ def by_epoch(checkpoints: Mapping[Any, Checkpoint]) -> Mapping[int | str, Checkp
 
 
 def need_epochs(checkpoints: object) -> None:
-    """Raise a :class:`TrakStoreError` for weights in a list, which no epoch names, or for none."""
+    """Raise a :class:`TrakStoreError` for a list of weights, which has no epochs, or for none."""
     if isinstance(checkpoints, list | tuple):
         raise TrakStoreError(
             f"checkpoints must be a mapping, like {{10: weights}}, or a Trainer's folder, got a "
             f"{type(checkpoints).__name__} of {len(checkpoints)}: name the epoch of each, or number "
             f"them by dict(enumerate(checkpoints))"
         )
-    # Not every mapping of weights that are read when asked for is one of collections.abc.
+    # A mapping that reads weights when asked need not be one of collections.abc.
     if checkpoints is not None and not hasattr(checkpoints, "keys"):
         raise TrakStoreError(
             f"checkpoints must be a mapping, like {{10: weights}}, or a Trainer's folder, got "
@@ -63,8 +63,8 @@ def need_files(
     epochs : sequence of epochs
         Those whose files are needed.
     job : str
-        Name of the job, such as ``folder/jobs.py:digits``. Where a file lies beside ``jobs.py``, the
-        error says so.
+        Name of the job, such as ``folder/jobs.py:digits``. The error says so if a file lies beside
+        ``jobs.py``.
 
     Raises
     ------

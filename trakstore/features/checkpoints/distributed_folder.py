@@ -20,7 +20,7 @@ from trakstore.features.checkpoints.stored_weights import (
 )
 from trakstore.features.sharding import Part
 
-if TYPE_CHECKING:  # it takes a second, which most folders need not wait for
+if TYPE_CHECKING:  # importing it takes a second, which most folders do not need
     from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 METADATA = ".metadata"
@@ -60,8 +60,8 @@ class DistributedFolder(StoredWeights):
 
         from trakstore.features.checkpoints.parts_planner import PartsPlanner
 
-        # `dcp.load` would be a collective operation where a process group exists, and ranks that
-        # featurize never wait for one another: so its steps are taken here, for this process alone.
+        # `dcp.load` would be a collective operation in a process group, but ranks that featurize never
+        # wait for one another: its steps are taken here for this process alone.
         described = self._tensors()
         whole = {name: tuple(slice(0, size) for size in described[name].size) for name in names}
         wanted: dict[str, Part] = {name: parts.get(name, whole[name]) for name in names}
@@ -80,11 +80,11 @@ class DistributedFolder(StoredWeights):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads the folder's table of contents, which is a pickle, without running code of the file's."""
+    """Unpickler of the folder's table of contents that runs no code from the file."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = _OLD_NAMES.get(module, module)
-        if "." not in name:  # a dotted name would reach through a module into others
+        if "." not in name:  # a dotted name would reach other modules through this one
             found = super().find_class(module, name) if module.split(".")[0] in _PACKAGES else None
             own_class = isinstance(found, type) and found.__module__ == _METADATA_MODULE
             if own_class or isinstance(found, torch.dtype) or (module, name) in _NAMES:

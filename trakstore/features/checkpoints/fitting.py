@@ -16,10 +16,11 @@ _LISTED = 3  # names that a message lists
 
 
 def fitted(shapes: Mapping[str, Shape | None], model: nn.Module, where: str) -> dict[str, str]:
-    """Find the model's name for each stored one, and leave none of the model's without a tensor.
+    """Find the model's name for each stored name; every tensor of the model must have one.
 
-    Wrappers' parts of names (``module.``, ``_orig_mod.``) do not count. Where every name of the model
-    stands behind one prefix, such as Lightning's ``model.``, that is how they are matched. Of tied
+    Names are compared without the parts that wrappers add (``module.``, ``_orig_mod.``). If all of the
+    model's names come after one prefix, such as Lightning's ``model.``, it is removed. For tied
+    parameters one name suffices.
     parameters one name suffices.
 
     Parameters
@@ -68,7 +69,7 @@ def fitted(shapes: Mapping[str, Shape | None], model: nn.Module, where: str) -> 
 
 
 def tied_names(fits: Mapping[str, str], model: nn.Module) -> list[list[str]]:
-    """List the stored names that go into one tensor of the model, where several do."""
+    """List groups of stored names that go into one tensor of the model."""
     own: dict[str, Any] = model.state_dict(keep_vars=True)
     groups: dict[int, list[str]] = {}
     for name, own_name in fits.items():
@@ -90,10 +91,10 @@ def _by_canonical_name(shapes: Mapping[str, Shape | None], where: str) -> dict[s
 
 
 def _renamings(stored: dict[str, str], names: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """Stored names as they are, and those behind each prefix of the model's first name, without it.
+    """Yield stored names as they are, then those after each possible prefix, without it.
 
-    Beside a prefix there may be others' weights, such as those of a loss; what is behind it is the
-    model's, all of it.
+    Beside the prefix there may be other weights, such as those of a loss; all after it belongs to the
+    model.
     """
     yield stored
     first = next(iter(names), "")
@@ -106,13 +107,13 @@ def _renamings(stored: dict[str, str], names: Mapping[str, str]) -> Iterator[dic
 def _missing(
     renamed: Mapping[str, str], own: Mapping[str, Any], names: Mapping[str, str]
 ) -> list[str]:
-    """The model's names that nothing is stored for, under this name or that of a tied tensor."""
+    """Return the model's names that have no stored tensor, under this name or a tied one."""
     filled = {id(own[names[name]]) for name in renamed if name in names}
     return [name for name in names if name not in renamed and id(own[names[name]]) not in filled]
 
 
 def _ignored(name: str, model: nn.Module) -> bool:
-    """Tell whether the model's own class passes over a stored name, as transformers' classes list."""
+    """Tell whether the model's class ignores a stored name, as lists of transformers' classes say."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(pattern, name) for pattern in patterns)
 

@@ -1,4 +1,4 @@
-"""From a path, a state dict or a function to stored weights: which format lies there."""
+"""Stored weights from a path, a state dict or a function, whatever their format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FSDP = "pytorch_model_fsdp_0"  # the folder within a Trainer's checkpoint that 
 
 
 def opened(checkpoint: Checkpoint, where: str = "the checkpoint") -> list[StoredWeights]:
-    """Find the weights of a checkpoint, whatever wrote it.
+    """Open the weights of a checkpoint, whatever wrote it.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def opened(checkpoint: Checkpoint, where: str = "the checkpoint") -> list[Stored
 
     Returns
     -------
-    list of StoredWeights
+    State dicts found there; a file of ``torch.save`` may hold several.
         State dicts that lie there. A file of ``torch.save`` may hold several.
 
     Raises
@@ -73,7 +73,7 @@ def opened(checkpoint: Checkpoint, where: str = "the checkpoint") -> list[Stored
 
 
 def weights_file(path: Path) -> Path:
-    """Find the file that holds the weights of a path, or lists them: itself, or one in a folder.
+    """Return the file that holds or lists the weights at a path: the path itself, or a file in it.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def weights_file(path: Path) -> Path:
         return path
     if not is_folder(path):
         raise NotFoundError(f"there is no checkpoint file or folder {path}")
-    # An adapter's folder may hold its base too; the adapter is what was trained.
+    # An adapter's folder may hold its base too: the adapter is the part that was trained.
     for name in (*_ADAPTERS, *_WEIGHTS, f"{_FSDP}/{METADATA}"):
         if is_file(path / name):
             return path / name

@@ -28,7 +28,7 @@ def load_weights(
 ) -> Literal["whole", "adapter"]:
     """Load the weights of a checkpoint into a model, a few modules at a time.
 
-    Nothing is changed before every name and shape was compared.
+    Nothing is changed before all names and shapes were compared.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def load_weights(
 
 
 def _own_parts(names: Mapping[str, str], model: nn.Module) -> dict[str, Part]:
-    """Return what this rank holds of the tensors of a sharded model, by their stored names."""
+    """Return the parts of a sharded model's tensors that this rank holds, by their stored names."""
     own: dict[str, Any] = model.state_dict(keep_vars=True)
     parts = {
         name: own_part(own[own_name])
@@ -104,7 +104,7 @@ def _own_parts(names: Mapping[str, str], model: nn.Module) -> dict[str, Part]:
 def _weights_of_model(
     choices: Sequence[StoredWeights], model: nn.Module, checkpoint: Checkpoint
 ) -> tuple[StoredWeights, dict[str, str]]:
-    """Return the one state dict that fits the model, and the model's name for each of its names."""
+    """Return the one state dict that fits the model, and the model's names for its names."""
     fits: list[tuple[StoredWeights, dict[str, str]]] = []
     errors: list[tuple[int, TrakStoreError]] = []
     own = {canonical_name(name) for name in model.state_dict()}
@@ -122,15 +122,15 @@ def _weights_of_model(
         return fits[0]
     if converted := _converted(checkpoint, model):
         return converted, fitted(converted.shapes(), model, converted.where)
-    # What is told is of the state dict that has most of the model's names.
+    # The error is about the state dict that has most of the model's names.
     raise max(errors, key=lambda known: known[0])[1]
 
 
 def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | None:
-    """Weights of a transformers model whose files have other names than its parameters.
+    """Return weights of a transformers model whose files use other names than its parameters.
 
-    Some architectures, mixtures of experts for one, are saved under the names of their first release;
-    only ``from_pretrained`` knows how those become parameters. Meanwhile a second model is in memory.
+    Some architectures, mixtures of experts for one, are saved under the names of their first release,
+    which only ``from_pretrained`` can convert. This holds a second model in memory for a while.
     """
     if not isinstance(checkpoint, str | Path) or not is_file(Path(checkpoint) / "config.json"):
         return None
@@ -155,7 +155,7 @@ def _converted(checkpoint: Checkpoint, model: nn.Module) -> WeightsInMemory | No
 
 
 def _is_of_its_type(folder: Path, model: Any) -> bool:
-    """Tell whether a folder is of the model's architecture: another may be far too large to build."""
+    """Tell whether a folder has the model's architecture: another may be far too large to build."""
     try:
         named = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
     except (ValueError, AttributeError):

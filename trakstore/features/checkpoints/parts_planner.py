@@ -1,4 +1,4 @@
-"""Parts of tensors that ``torch.distributed.checkpoint`` stored: only chunks they meet are read."""
+"""Plan to read parts of tensors that ``torch.distributed.checkpoint`` stored, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PartsPlanner(DefaultLoadPlanner):
     stored : mapping of name to TensorStorageMetadata
         Tensors of the folder.
     parts : mapping of name to Part
-        What is read of them.
+        Parts of these tensors to read.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class PartsPlanner(DefaultLoadPlanner):
         self._stored, self._parts = stored, parts
 
     def create_local_plan(self) -> LoadPlan:
-        """List the chunks that parts meet, and what of each is wanted."""
+        """List the chunks that overlap the parts, and the piece of each that is needed."""
         return LoadPlan([item for name in self._parts for item in self._items(name)])
 
     def _items(self, name: str) -> Iterator[ReadItem]:
@@ -50,6 +50,6 @@ class PartsPlanner(DefaultLoadPlanner):
             yield from create_read_items_for_chunk_list(name, self._stored[name], [wanted])
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        """Return the memory of a part, which torch would take for a whole tensor and refuse."""
+        """Return the memory of a part, where torch expects that of a whole tensor, and would refuse."""
         memory: Tensor = self.state_dict[index.fqn]
         return memory

@@ -1,4 +1,4 @@
-"""Refusal of files that hold something else than plain tensors."""
+"""Refusal of files that hold anything but plain tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from trakstore.errors import TrakStoreError
 from trakstore.features.wording import first_line
 
-# All that unpicklers and parsers raise where bytes are not what they expect.
+# Errors that unpicklers and parsers raise for bytes that they do not expect.
 _UNREADABLE = (
     *(pickle.UnpicklingError, SafetensorError, EOFError, RuntimeError, LookupError),
     *(AttributeError, ImportError, TypeError, ValueError),
@@ -40,7 +40,7 @@ def plain_tensors(where: object) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Reason why a file was not read; torch's own words advise to let the file run its code."""
+    """Return why a file was not read; torch's own message advises to let the file run its code."""
     if not isinstance(error, pickle.UnpicklingError):
         return first_line(error)
     code = re.search(r"GLOBAL (\S{1,100})", str(error))

@@ -13,12 +13,12 @@ from torch import Tensor
 from trakstore.features.sharding import Part
 
 Shape = tuple[int, ...]
-Parts = Mapping[str, Part]  # of the tensors that are not read whole, by their names
+Parts = Mapping[str, Part]  # parts to read, by name; other tensors are read whole
 
 WHOLE_TENSORS: Parts = MappingProxyType({})
 
-# Numbers that a piece holds before it ends with its module: 16 MB in float32, so that a model of many
-# gigabytes is loaded beside a few megabytes, and one of many small modules is not walked for each.
+# A piece ends at the end of a module, once it holds so many numbers: 16 MB in float32. A model of many
+# gigabytes is loaded with a few megabytes beside it, and small modules are read many at a time.
 _PIECE = 1 << 22
 
 
@@ -50,7 +50,7 @@ class StoredWeights(ABC):
 
 
 class WeightsInMemory(StoredWeights):
-    """A state dict. Its values come in one piece, as modules may want several of them at once."""
+    """A state dict. Its values come in one piece, since several modules may share one of them."""
 
     def __init__(self, state: Mapping[str, Any], where: str) -> None:
         self.state, self.where = state, where
@@ -62,7 +62,7 @@ class WeightsInMemory(StoredWeights):
         }
 
     def read(self, names: Sequence[str], parts: Parts = WHOLE_TENSORS) -> dict[str, Any]:
-        # A part is a view: of a file that is mapped into memory, the rest is not read.
+        # A part is a view: the rest of a file that is mapped into memory is not read.
         return {
             name: self.state[name][parts[name]] if name in parts else self.state[name]
             for name in names

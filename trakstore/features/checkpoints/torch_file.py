@@ -14,8 +14,8 @@ from trakstore.features.checkpoints.stored_weights import WeightsInMemory
 
 
 def torch_file(path: Path) -> Mapping[str, Any]:
-    """Load what a file holds, without running code; tensors stay on the disk until they are used."""
-    # Files of before torch 1.6 are no archives, which cannot be mapped.
+    """Load a file without running its code; tensors stay on the disk until they are used."""
+    # Files from before torch 1.6 are no zip archives, and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
     state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     return state

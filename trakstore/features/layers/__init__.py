@@ -1,9 +1,9 @@
 """Layers whose per-sample gradients are known from activations and output gradients.
 
-Adding one is a file that says, for the torch functions that it knows (``MATCHERS``), which pieces of
-which parameters' gradients a call gives, and a line in ``MATCHERS`` below. The function also needs a
-rule in ``features/axes``: without one it is not known where the samples are behind it. What no file
-knows goes through the generic engine.
+A new layer is a file whose ``MATCHERS`` say, for some torch functions, which pieces of which
+parameters' gradients a call gives, and a line in ``MATCHERS`` below. The function also needs a rule in
+``features/axes``, or else the samples are lost behind it. Functions in no file go through the generic
+engine.
 """
 
 from __future__ import annotations

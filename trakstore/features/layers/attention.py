@@ -1,8 +1,9 @@
 """``nn.MultiheadAttention``: seen through, since all its parameters are used by linear layers.
 
-Torch hands the whole of ``F.multi_head_attention_forward`` over and would never show the products in
-it. A copy of the function whose test for handing over says no calls ``linear`` for the packed, or each
-of three, input projections and for the output projection, where they are seen like any other.
+Torch passes the whole of ``F.multi_head_attention_forward`` to a mode as one call, so that its products
+stay hidden. A copy of the function in which the test for this says no is run instead: it calls
+``linear`` for the input projections, packed or separate, and for the output projection, where they are
+seen like any other layer.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ __all__ = ["SEEN_THROUGH"]
 
 
 def _seen_through(function: Any) -> Callable[..., Any]:
-    """Copy a function, with another answer to whether torch functions are watched."""
-    # Only the names that the copy reads are other ones: torch's own module stays as it is.
+    """Copy a function, with another answer to the question whether torch functions are watched."""
+    # The copy has globals of its own: torch's module stays as it is.
     names = {**function.__globals__, "has_torch_function": lambda _: False}
     copy = FunctionType(
         function.__code__, names, function.__name__, function.__defaults__, function.__closure__

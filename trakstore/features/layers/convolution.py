@@ -20,10 +20,10 @@ from trakstore.features.projectors.pieces import Unfolded
 __all__ = ["MATCHERS"]
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_GROUPS = 8  # more are done at once, with whole gradients: these weights are small
-_PLACES = 128  # kept: a model's convolutions that differ, but not those of all sizes of inputs
-_BITS = 64  # of a number that says which entries of a window are zeros around a sample
-_FEW = 64  # positions, up to which windows are rows in memory
+_GROUPS = 8  # of more groups, whole gradients are formed at once: such weights are small
+_PLACES = 128  # geometries that are kept: those of a model's convolutions, not of all input sizes
+_BITS = 64  # bits of a number that says which entries of a window are zeros around the sample
+_FEW = 64  # up to so many positions, windows are rows in memory
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Geometry:
     def unfolded(self, x: Tensor) -> Tensor:
         """Return windows of ``(n, channels, *sizes)``, shape ``(n, positions, channels * kernel)``.
 
-        They are contiguous where positions are few; otherwise each column is.
+        Windows are contiguous if there are few positions; otherwise each column is.
         """
         x = self.padded(x)
         (n, channels, *sizes), (by_sample, by_channel, *strides) = x.shape, x.stride()
@@ -55,8 +55,9 @@ class Geometry:
         ]
         steps = [one * s for one, s in zip(strides, self.stride, strict=True)]
         taps = [one * d for one, d in zip(strides, self.dilation, strict=True)]
-        # A view has every window; the copy that follows is laid out as the products want it. With many
-        # positions a row of memory is one tap at all of them: that is read and written in long runs.
+        # The view has every window; the copy below is laid out as the products want it. With many
+        # positions, a row in memory is one tap at all positions, which is read and written in long
+        # runs.
         positions = prod(out)
         if positions <= _FEW:
             shape, by = (n, *out, channels, *self.kernel), (by_sample, *steps, by_channel, *taps)
@@ -67,8 +68,8 @@ class Geometry:
     def places(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return where windows of samples ``(n, each, channels, *sizes)`` are; see :class:`Unfolded`.
 
-        Zeros around the samples are not in memory, where a kernel is small enough that a position's
-        bits say which of its entries those are; otherwise the samples are padded.
+        Zeros around the samples are not in memory if the kernel is so small that bits can say which
+        entries of a position's window they are; otherwise the samples are padded.
         """
         return _places(self, tuple(x.shape[1:]), x.stride()[1:], x.device)
 
@@ -94,7 +95,7 @@ def _places(
     geometry: Geometry, shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, ...]:
     (each, channels, *sizes), (by_each, by_channel, *steps) = shape, strides
-    # Of each dimension, where windows begin, and how far their entries are behind.
+    # For each dimension: where windows begin, and the distances of their entries from there.
     starts, taps = list[Tensor](), list[Tensor]()
     for size, k, s, d, before, after in zip(
         sizes,
@@ -121,7 +122,7 @@ def _places(
 def _inside(
     each: int, channels: int, sizes: list[int], starts: list[Tensor], taps: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return the bit of each column, and of each position the bits of those that are in a sample."""
+    """Return a bit for each column, and for each position the bits of columns inside the sample."""
     known = torch.ones(1, 1, dtype=torch.bool)
     for size, start, tap in zip(sizes, starts, taps, strict=True):
         at = start[:, None] + tap
@@ -132,7 +133,7 @@ def _inside(
     bits = (known * each_bit).sum(1)
 
     def narrow(words: Tensor) -> Tensor:
-        # The highest bit is a sign, which a narrower number has as well.
+        # The highest bit is the sign, which the narrower type has too.
         few = count <= _BITS // 2
         return ((words + 2**31) % 2**32 - 2**31).to(torch.int32) if few else words
 
@@ -140,7 +141,7 @@ def _inside(
 
 
 def _sums(dims: list[Tensor]) -> Tensor:
-    """Return the sums of all choices of a number of each dimension, in order."""
+    """Return the sum of each choice of one number from each dimension, in order."""
     total = torch.zeros(1, dtype=torch.int64)
     for one in dims:
         total = (total[:, None] + one).flatten()
@@ -189,13 +190,13 @@ class Convolution(WeightAndBias):
         return windows if x.shape[1] == 1 else windows.reshape(stop - start, -1, windows.shape[2])
 
     def _filtered(self, x: Tensor, start: int, stop: int, matrix: Tensor) -> Tensor:
-        """Convolve with the columns of a matrix as filters: the windows are never formed."""
+        """Convolve with the columns of a matrix as filters, without forming the windows."""
         shape = self._shape
         filters = matrix.T.reshape(matrix.shape[1], -1, *shape.kernel)
         convolve: Any = _CONVOLVE[len(shape.kernel)]
         own = part(x, start, stop).flatten(0, 1).float()
         alike, padding = shape.before == shape.after, (0,) * len(shape.kernel)
-        # A GPU pads as it reads; on the CPU other kernels would be taken, with other last bits.
+        # A GPU pads while it reads. On the CPU that would select other kernels, with other last bits.
         if alike and own.device.type != "cpu":
             padding = shape.before
         else:
@@ -229,7 +230,7 @@ def _geometry(call: Call, weight: Tensor) -> Geometry:
     stride, dilation = each(call.argument(3, "stride", 1)), each(call.argument(5, "dilation", 1))
     padding = call.argument(4, "padding", 0)
     if padding == "same":
-        # The odd one of the zeros is behind, as in torch.
+        # With an odd number of zeros, the extra one is at the end, as in torch.
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     else:

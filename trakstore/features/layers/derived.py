@@ -1,8 +1,8 @@
-"""Tensors that a model computes of its parameters alone: Gemma's ``1 + weight``, magnitudes of DoRA.
+"""Tensors that a model computes from parameters alone: Gemma's ``1 + weight``, magnitudes of DoRA.
 
-Such a tensor is the same for every sample, so what autograd says of it is summed over the batch. Where
-it meets the samples, the function is given a row of it for each instead, whose gradients are the
-samples' own. They are then taken through the tensor's own graph, back to the parameters.
+Such a tensor is the same for every sample, so that autograd sums its gradient over the batch. Where it
+meets the samples, the function is given one row of it for each sample instead. The rows' gradients
+belong to the samples, and go on through the tensor's own graph to the parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Derived"]
 
 
 class Derived(Layer):
-    """Parameters through a function of them that no sample has a part in.
+    """Parameters behind a tensor that was computed without samples.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Derived(Layer):
 
     @classmethod
     def of(cls, tensor: Tensor, names: Mapping[int, str]) -> Derived | None:
-        """Return what a tensor is derived from; None where it is nothing, or not all is in sight.
+        """Return the parameters behind a tensor; None if there are none, or not all can be seen.
 
         Parameters
         ----------
@@ -54,7 +54,7 @@ class Derived(Layer):
         own, batch = self._tensor, len(gradient)
         if gradient.numel() != batch * own.numel():
             gradient = gradient.sum(1, dtype=torch.float32)
-        # All samples at once, and nothing is freed: the tensor may meet the samples again.
+        # All samples at once. The graph is kept, since the tensor may meet the samples again.
         each = torch.autograd.grad(
             own,
             list(self._parameters.values()),

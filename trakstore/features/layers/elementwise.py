@@ -26,7 +26,7 @@ class Elementwise(Layer):
     def pieces(self, inputs: tuple[Tensor, ...], gradient: Tensor) -> Iterator[Piece]:
         """See :meth:`Layer.pieces`."""
         if inputs and self._is_of_last(gradient):
-            # A scale of the last dimension, as of many models' own norms.
+            # A scale of the last dimension, as in many models' own norms.
             sums = position_sums(gradient, inputs[0], channels=False, alone=False)
             if sums is not None:
                 yield as_rows(self._use.name, self._use.parameter, sums[0])
@@ -45,7 +45,7 @@ class Elementwise(Layer):
         shape, inner = self._use.tensor.shape, product.ndim - 1
         sizes = ([1] * inner + list(shape))[-inner:] if inner else []
         dims = [i + 1 for i, size in enumerate(sizes) if size == 1]
-        # A GPU casts while it sums; on the CPU a sum of what was cast before has other last bits.
+        # A GPU casts while it sums. On the CPU, summing a cast copy gives other last bits.
         if not dims or product.device.type == "cpu":
             product = product.to(torch.float32)
         summed = product.sum(dims, keepdim=True, dtype=torch.float32) if dims else product
@@ -56,8 +56,8 @@ class Elementwise(Layer):
         if self._use.whole:
             return own
         parameter, view = self._use.parameter, self._use.tensor
-        # The view is laid in a tensor of the parameter's size as it lies in the parameter, a sample
-        # after the other; entries that it does not show have no gradient.
+        # The view's gradient is written into a tensor of the parameter's size, at the view's own
+        # strides, one sample after the other. Entries that the view does not show have no gradient.
         whole = own.new_zeros(len(own), parameter.numel())
         strides = (parameter.numel(), *view.stride())
         offset = view.storage_offset() - parameter.storage_offset()
@@ -82,7 +82,7 @@ def _with_parameter(call: Call, multiply: bool) -> Layer | None:
         return None
     dims = max(x.ndim, p.ndim)
     if use.tensor.ndim == dims > 0 and use.tensor.shape[0] != 1:
-        return None  # its first dimension would be the batch's
+        return None  # the first dimension would be the batch's
     if multiply and x.ndim != dims:
         return None
     return Elementwise(use, x if multiply else None)

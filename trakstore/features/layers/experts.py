@@ -1,7 +1,7 @@
 """Linear layers of experts, whose weights are one parameter: (experts, outputs, inputs), or turned.
 
-An expert's weight is a single row of the parameter, as projections see it. So its gradients are formed,
-a few samples at a time, and an expert that none of them reaches is passed over.
+An expert's weight is one row of the parameter, as projections see it. So its gradients are formed, a
+few samples at a time; experts that none of these samples reaches are left out.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from trakstore.planning import ranges
 
 __all__ = ["MATCHERS", "expert"]
 
-_TILE = 1 << 20  # entries of gradients that are formed at once on the CPU, in a core's cache
+_TILE = 1 << 20  # gradient entries that are formed at once on the CPU, to fit a core's cache
 _LARGE_TILE = 1 << 26
 
 
 class Expert(WeightAndBias):
-    """A product with the weight of a single expert.
+    """A product with the weight of one expert.
 
     Parameters
     ----------
@@ -81,14 +81,14 @@ class Grouped(Layer):
 
 
 class Members(NamedTuple):
-    """Rows of each group, in the rows of each sample.
+    """Rows of each group, within each sample.
 
     Attributes
     ----------
     order : Tensor, int64, shape (batch, rows)
-        Rows of a sample, those of a group one after another, counted over all samples.
+        Rows of a sample sorted by group, counted over all samples.
     first, number : Tensor, int64, shape (batch, groups)
-        First place in the order that a group has, and the number of them.
+        First position of each group in the order, and its number of rows.
     """
 
     order: Tensor
@@ -97,7 +97,7 @@ class Members(NamedTuple):
 
     @classmethod
     def of(cls, group: Tensor, groups: int) -> Members:
-        """Sort the groups of rows, ``(batch, rows)``; those behind the last group are in none."""
+        """Sort the groups of rows, ``(batch, rows)``; rows after the last group belong to none."""
         batch, group = len(group), group.to(torch.int64)
         count = group.new_zeros(batch, groups + 1).scatter_add_(1, group, torch.ones_like(group))
         first = count.cumsum(1) - count
@@ -105,7 +105,7 @@ class Members(NamedTuple):
         return cls(group.argsort(dim=1, stable=True) + before, first[:, :-1], count[:, :-1])
 
     def reached(self, samples: slice) -> list[tuple[int, int]]:
-        """Return the groups that some samples have rows of, and the most that one of them has."""
+        """Return the groups with rows of any sample, and the most rows that a sample has in one."""
         most = self.number[samples].amax(0).tolist()
         return [(group, count) for group, count in enumerate(most) if count]
 
@@ -120,7 +120,7 @@ class Members(NamedTuple):
 
 
 def _parts(left: Tensor, right: Tensor) -> Iterator[slice]:
-    """Yield samples whose gradients by one expert are formed at once."""
+    """Yield ranges of samples whose gradients by one expert are formed at once."""
     entries, most = left.shape[2] * right.shape[2], _LARGE_TILE if left.is_cuda else _TILE
     for start, stop in ranges(len(left), max(1, most // max(1, entries))):
         yield slice(start, stop)

@@ -1,8 +1,8 @@
-"""A use of parameters by one torch function, and what it says about per-sample gradients.
+"""A use of parameters by one torch function, and the per-sample gradients that follow from it.
 
 Layers are recognised by the functions that modules call (``linear``, ``conv2d``, ``layer_norm``, ...),
-not by the modules: so a weight that is used twice, tied, or used by a module that calls functions on
-its parts (attention's output projection) is seen wherever it is used, whoever uses it.
+not by the modules. So a weight is seen wherever it is used: twice, tied, or by a module that calls
+functions on parts of another (attention's output projection).
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class Use(NamedTuple):
 
     @property
     def first_row(self) -> int | None:
-        """First of these rows in the parameter, if they are whole rows of it, one after another."""
+        """First row of the view in the parameter, if its rows are whole and consecutive."""
         own, of = self.tensor, self.parameter
         if own is of:
             return 0
         if own.ndim != of.ndim or own.shape[1:] != of.shape[1:] or not of.is_contiguous():
             return None
-        # Rows lie in memory one after another, so that a view's offset says which is its first.
+        # Consecutive rows lie one after another in memory, so that the offset tells the first one.
         rest = max(1, of[0].numel()) if of.ndim else 1
         offset = own.storage_offset() - of.storage_offset()
         return offset // rest if own.is_contiguous() and offset % rest == 0 else None
 
     @property
     def only_row(self) -> int | None:
-        """Row of the parameter that it is, without that dimension: an expert of several."""
+        """Row of the parameter that the view is, without that dimension: one expert of several."""
         own, of = self.tensor, self.parameter
         if own.shape != of.shape[1:] or not of.is_contiguous() or not own.is_contiguous():
             return None
@@ -69,13 +69,13 @@ class Call(Arguments):
     names: Mapping[int, str]
 
     def use(self, tensor: Any) -> Use | None:
-        """Return the parameter that a tensor is, or is a view of, if gradients are taken of it.
+        """Return the parameter that a tensor is, or views, if gradients are taken of it.
 
-        A view that was made while gradients were off is none, nor is one with hooks.
+        A view made while gradients were off does not count, nor does one with hooks.
         """
         if not isinstance(tensor, Tensor) or not tensor.requires_grad:
             return None
-        # The base of a view is the tensor that owns the memory, also of a view of a view.
+        # The base of any view is the tensor that owns the memory, even for a view of a view.
         parameter = tensor if tensor._base is None else tensor._base
         if tensor is not parameter and tensor._backward_hooks:
             return None
@@ -85,7 +85,7 @@ class Call(Arguments):
     def is_of(self, layer: Layer) -> bool:
         """Tell whether the layer accounts for every parameter among the arguments."""
         count, names = 0, self.names
-        # Not through `tensors`: a generator takes as long as all else here.
+        # `tensors` is not used here: a generator takes as long as everything else in this method.
         for value in (*self.args, *self.kwargs.values()):
             for one in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(one, Tensor) and one.requires_grad:
@@ -93,7 +93,7 @@ class Call(Arguments):
         return count == len(layer.names)
 
     def given(self) -> list[Tensor]:
-        """Return the tensors among the arguments that require gradients, but no parameters."""
+        """Return the tensors among the arguments that require gradients and are no parameters."""
         names = self.names
         return [
             tensor
@@ -114,7 +114,7 @@ class Call(Arguments):
 
 @dataclass(frozen=True)
 class Some:
-    """A part of the gradients that only some samples have, one after another."""
+    """A piece of the gradients for a range of samples only."""
 
     samples: slice
     piece: Piece
@@ -128,13 +128,13 @@ class Layer(ABC):
     names : tuple of str
         Parameters that the call uses.
     inputs : tuple of Tensor
-        Activations that their gradients are computed from.
+        Activations from which the gradients are computed.
     samples_first : bool
         Whether samples must be the first dimension of activations.
     beside : tuple of Tensor
-        Numbers of the output's rows, placed as they are.
+        Tensors with the output's rows, placed like the output.
     same_input : sequence of str
-        Parameters of all calls of this pass that are given the first of the inputs, with its own.
+        Parameters of all calls of this pass that have the first input in common, this layer's included.
     """
 
     samples_first: bool = False
@@ -151,11 +151,11 @@ class Layer(ABC):
         Parameters
         ----------
         inputs : tuple of Tensor, shape (batch, each, ...)
-            Activations, and what is beside the output, samples first. ``each`` is 1, or the number of
-            entries that a sample has where batches were merged with another dimension; where the data
-            sent them somewhere, samples that have fewer than others have zeros for the rest.
+            Activations, then tensors beside the output, samples first. ``each`` is 1, or the number of
+            entries of a sample where batches were merged with another dimension. Where the data sent
+            rows somewhere, samples with fewer rows than others have zeros for the rest.
         gradient : Tensor, shape (batch, each, ...)
-            Gradient of the model's output by the function's.
+            Gradient of the model's output by the function's output.
         """
 
 
@@ -180,8 +180,8 @@ Matcher = Callable[[Call], Layer | None]
 
 
 def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
-    """Gradient of a bias or scale, from ``(batch, ..., rows)`` summed over what is in between."""
-    # Sums over many positions are in float32, whatever the model computes in.
+    """Return gradients of a bias or scale: ``(batch, ..., rows)`` summed over the middle dimensions."""
+    # Sums over many positions need float32, whatever dtype the model computes in.
     batch, rows = gradient.shape[0], gradient.shape[-1]
     if gradient.numel() != batch * rows:
         gradient = gradient.flatten(1, -2).sum(1, dtype=torch.float32)
@@ -189,6 +189,6 @@ def vector(name: str, gradient: Tensor, first_row: int = 0) -> Rows:
 
 
 def as_rows(name: str, parameter: Tensor, gradient: Tensor) -> Rows:
-    """Gradient of a whole parameter, given as ``(batch, *shape of the parameter)``."""
+    """Return gradients of a whole parameter, given as ``(batch, *shape of the parameter)``."""
     first = parameter.shape[0] if parameter.ndim else 1
     return Rows(name, gradient.reshape(len(gradient), first, -1))

@@ -1,6 +1,6 @@
-"""Linear layers: ``y = x·Wᵀ + b``, and with the weight the other way round, as ``Conv1D`` of GPT-2.
+"""Linear layers ``y = x·Wᵀ + b``, also with a transposed weight, as in GPT-2's ``Conv1D``.
 
-Parts of a weight (attention's query, key and value) and transposed weights are seen as what they are.
+Parts of a weight (attention's query, key and value) and transposed weights are recognised as views.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Linear(WeightAndBias):
         if self._bias:
             yield vector(self._bias.name, gradient, self._bias.first_row or 0)
         if self._weight:
-            # The gradient of the weight is a sum over positions of the outer products of these two.
+            # The weight's gradient is the sum over positions of outer products of the two.
             left, right = _positions(gradient), _positions(inputs[0])
             first_row, beside = self._weight.first_row or 0, self.same_input
             if self._transposed:  # rows of the weight are those of the input then, all of them
@@ -66,7 +66,7 @@ def _matmul(call: Call) -> Layer | None:
 
 
 def _matched(call: Call, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool) -> Layer | None:
-    """Match a product with a weight as it is, some of its rows, or a view of it turned round."""
+    """Match a product with a weight, with some of its rows, or with a transposed view of it."""
     weight, bias = call.use(w), call.use(b)
     if any(use and use.tensor.ndim < use.parameter.ndim for use in (weight, bias)):
         return expert(call, x, w, b, transposed)
@@ -75,7 +75,7 @@ def _matched(call: Call, x: Tensor, w: Tensor, b: Tensor | None, transposed: boo
     if weight and (w.ndim != 2 or weight.parameter.ndim != 2):
         return None
     if weight and not weight.whole:
-        # A view says by its strides alone how it lies in the parameter.
+        # The strides of a view show how it lies in the parameter.
         turned = w.stride(0) == 1 and w.stride(1) != 1
         if turned:
             weight, transposed = weight._replace(tensor=w.t()), not transposed

@@ -18,7 +18,7 @@ from trakstore.machine_code import compiled
 
 __all__ = ["MATCHERS"]
 
-_EACH = 0.7  # nanoseconds a value
+_EACH = 0.7  # nanoseconds a value, estimated, by which threads share the work
 
 Normalise = Callable[[Tensor], Tensor]
 _Float = NDArray[np.float32]
@@ -30,7 +30,7 @@ class Normalisation(WeightAndBias):
     Parameters
     ----------
     dims : int
-        Dimensions of the parameters, which are the last ones; 0 where it is channels, dimension 1.
+        Number of the last dimensions that the parameters have; 0 if they are for channels, dimension 1.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Normalisation(WeightAndBias):
     def _at_once(
         self, gradient: Tensor, x: Tensor, statistics: Statistics | None = None
     ) -> list[Piece]:
-        """Return the gradients of scale and bias by one kernel; nothing where there is none.
+        """Return the gradients of scale and bias from one kernel; an empty list where there is none.
 
-        ``x`` is normalised, or the kernel normalises it by its statistics.
+        ``x`` is normalised, or is given with statistics by which the kernel normalises it.
         """
         if self._dims > 1:
             return []
@@ -75,15 +75,15 @@ class Normalisation(WeightAndBias):
         ]
 
     def _summed(self, use: Use, product: Tensor) -> Piece:
-        # All dimensions are summed that the parameter does not have, but for the samples'. Dimension 1
-        # is the entries of a sample, so that channels are in dimension 2.
+        # All dimensions that the parameter lacks are summed, except the samples'. Dimension 1 is a
+        # sample's entries here, so that channels are dimension 2.
         keep = set(range(product.ndim - self._dims, product.ndim)) if self._dims else {2}
         others = [dim for dim in range(1, product.ndim) if dim not in keep]
         return as_rows(use.name, use.parameter, product.sum(others, dtype=torch.float32))
 
 
 class BatchNorm(Normalisation):
-    """A batch norm by running statistics: on a GPU what it normalised is not written once more."""
+    """A batch norm by running statistics; on a GPU its normalised input is not written to memory."""
 
     def __init__(
         self, x: Tensor, weight: Use | None, bias: Use | None, statistics: Statistics
@@ -100,7 +100,7 @@ class BatchNorm(Normalisation):
 
 
 class LayerNorm(Normalisation):
-    """A layer norm of the last dimension: on the CPU both sums in one pass, and nothing between."""
+    """A layer norm of the last dimension; on the CPU one pass gives both sums and keeps nothing."""
 
     def __init__(self, x: Tensor, weight: Use, bias: Use, normalise: Normalise, eps: float) -> None:
         super().__init__(x, weight, bias, normalise, 1)
@@ -118,7 +118,7 @@ class LayerNorm(Normalisation):
 
 
 def _layer_norm_sums(x: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Gradients of a layer norm's scale and bias, float32.
+    """Compute gradients of a layer norm's scale and bias, float32.
 
     Parameters
     ----------
@@ -146,8 +146,8 @@ def _layer_norm_sums(x: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, T
 def _add_layer_norm(
     x: _Float, gradient: _Float, eps: float, scale: _Float, bias: _Float
 ) -> None:  # pragma: no cover
-    # Mean and variance are computed again, as those of the forward pass are not kept; the variance in
-    # a second pass over the row, since E[x²] - mean² loses its digits where the mean is large.
+    # The forward pass does not keep mean and variance, so that they are computed again. The variance
+    # takes a second pass over the row: E[x²] - mean² loses its digits if the mean is large.
     batch, positions, width = x.shape
     for b in range(batch):
         a, c = scale[b], bias[b]

@@ -36,17 +36,17 @@ def position_sums(
     alone: bool,
     statistics: Statistics | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return sums of ``gradient·x`` over positions, and of ``gradient``; None but on a GPU.
+    """Return sums over positions of ``gradient·x``, and of ``gradient``; None except on a GPU.
 
-    There it is one kernel that reads both once, and sums products that are not rounded to 16 bits.
+    There one kernel reads both once, and sums products that are not rounded to 16 bits.
 
     Parameters
     ----------
     gradient, x : Tensor, shape (batch, each, ..., kept), or (batch, 1, kept, ...) for channels
     channels : bool
-        Whether the dimension that is kept is that of channels, and not the last.
+        Whether the kept dimension is that of channels rather than the last.
     alone : bool
-        Whether the second sums are asked for. Otherwise they have no numbers.
+        Whether the second sums are needed; otherwise they are empty.
     statistics : Statistics, optional
         Statistics of ``x``: the kernel normalises it as it reads it, so that it is never written.
 

@@ -14,18 +14,23 @@ from trakstore.features.parameters import is_pretrained_model
 
 log = logging.getLogger("trakstore")
 
+_CHOICES = "ForMultipleChoice"
+
 # Ends of transformers' class names. An encoder-decoder's labels are its target's tokens, which
 # CausalLM takes as they stand; a tag for each token is a class for each token.
 _TASKS: tuple[tuple[str, type[ModelOutput]], ...] = (
     ("ForCausalLM", CausalLM),
     ("LMHeadModel", CausalLM),
     ("ForConditionalGeneration", CausalLM),
+    ("MTModel", CausalLM),  # Marian's translation, an encoder-decoder
+    ("EncoderDecoderModel", CausalLM),  # of text, of images (Vision...) and of speech (Speech...)
     ("ForMaskedLM", MaskedLM),
     ("ForTokenClassification", MaskedLM),
     ("ForSequenceClassification", Margin),
     ("ForImageClassification", Margin),
     ("ForAudioClassification", Margin),
     ("ForVideoClassification", Margin),
+    (_CHOICES, Margin),
 )
 
 
@@ -50,7 +55,8 @@ def output_for(model: Any) -> ModelOutput:
             f"which output a {name} has is not known: name one (output='causal_lm', 'masked_lm', "
             f"'margin', 'cross_entropy', 'squared_error'), or give a function of model and batch"
         )
-    if kind is Margin:
+    # The classes of a choice are the answers of a sample, whatever the configuration says of labels.
+    if kind is Margin and not name.endswith(_CHOICES):
         kind = _of_classifier(inner.config, name)
     log.info("the output is %s, as for a %s; output= chooses another", kind.name, name)
     return kind()

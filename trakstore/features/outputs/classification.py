@@ -65,7 +65,7 @@ class _Classification(ModelOutput, PredictsClasses):
         if label.is_floating_point() or label.ndim != 1:
             raise TrakStoreError(
                 f"{self.name} needs integer labels of shape (batch,), "
-                f"got {tuple(label.shape)} of {label.dtype}{_TOKENS if label.ndim == 2 else ''}"
+                f"got {tuple(label.shape)} of {label.dtype}{_of_other_labels(label)}"
             )
         need_keywords(model, inputs)
         logits = logits_of(model, inputs)
@@ -92,12 +92,27 @@ class _Classification(ModelOutput, PredictsClasses):
 _TOKENS = "; a language model is asked by output='causal_lm' or 'masked_lm'"
 
 
+# The binary cross entropy is softplus(-x), of which the margin log(p / (1 - p)) is x itself.
+_ONE_NUMBER = (
+    "; one number a sample is asked by output='squared_error' where it is a regression's; where it is "
+    "the logit z of one class of two, with labels y of 0 and 1, give output= a function of model and "
+    "batch that returns RowOutputs(x, softplus(-x), sigmoid(-x)) of x = (2 * y - 1) * z"
+)
+
+
+def _of_other_labels(label: Tensor) -> str:
+    """Words on the output that labels of another kind have."""
+    if label.is_floating_point() and label.numel() == len(label):
+        return _ONE_NUMBER
+    return _TOKENS if label.ndim == 2 else ""
+
+
 def _instead(shape: Any) -> str:
     """Words on the output that logits of another shape have."""
     if isinstance(shape, tuple) and len(shape) == 3:
         return _TOKENS
     if isinstance(shape, tuple) and (len(shape) == 1 or shape[-1] == 1):
-        return "; one number a sample is asked by output='squared_error'"
+        return _ONE_NUMBER
     return ""
 
 

@@ -1,6 +1,6 @@
 """Kinds of projections without torch: options, their checks, and published test vectors, a kind a file.
 
-What computes each of them is the file of the same name in ``features/projectors/``.
+The file of the same name in ``features/projectors/`` computes the projection.
 """
 
 from __future__ import annotations

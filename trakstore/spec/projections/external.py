@@ -8,8 +8,8 @@ from trakstore.spec.projections.kind import Unseeded
 
 
 class External(Unseeded):
-    """A P that is unknown, and of which nothing can be tested."""
+    """An unknown P, of which nothing can be tested."""
 
     name = "external"
-    # It must have a version like all others, and gives no numbers to compare.
+    # It needs a version like all kinds, but has no numbers to compare.
     test_vectors: ClassVar = {1: ()}

@@ -15,10 +15,10 @@ class Identity(Unseeded):
     test_options: ClassVar = {}
 
     def dim(self, given: Any) -> int | None:
-        """Return the dimension, which need not be given."""
-        # Parameters are counted instead, where they are known.
+        """Return the dimension, which may be left out."""
+        # It is then the number of scalars in the parameters, once these are known.
         return None if given is None else super().dim(given)
 
     def features(self, dim: int | None, parameters: int | None) -> int | None:
-        """Return the number of scalars in the parameters, where these are known."""
+        """Return the number of scalars in the parameters, if these are known."""
         return dim if parameters is None else parameters

@@ -10,7 +10,7 @@ from trakstore.quantities import as_whole
 
 
 class Options(NamedTuple):
-    """Options as a user gave them, or as a kind completed them."""
+    """Options of a projection, as given by a user or completed by a kind."""
 
     dim: Any
     seed: Any
@@ -26,10 +26,10 @@ class Kind:
     name : str
     test_vectors : mapping of int to tuple of float
         By version: P times the gradient 1, 2, ... 15 of a parameter "weight" of shape (3, 5). A
-        projector that gives other numbers is another version: it must not write to, or be compared
-        with, a store whose attributes hold these.
+        projector with other numbers is another version: it must not write to a store with these in its
+        attributes, nor be compared with it.
     test_options : mapping of str to int
-        Options of that P, beside seed 0.
+        Options of that P, in addition to seed 0.
     """
 
     name: ClassVar[str]
@@ -37,13 +37,13 @@ class Kind:
     test_options: ClassVar[Mapping[str, int]] = {"dim": 8}
 
     def complete(self, given: Options) -> Options:
-        """Fill in defaults and return Python's own numbers; raise for what the kind cannot have."""
+        """Fill in defaults and return Python's own numbers; raise for options that the kind lacks."""
         return Options(
             self.dim(given.dim), self.seed(given.seed), self.s(given.s), self.side(given.side)
         )
 
     def dim(self, given: Any) -> int | None:
-        """Return the number of features, which must be given."""
+        """Return the number of features, which is required."""
         if given is None:
             raise TrakStoreError(f"projection {self.name!r} needs dim, the number of features")
         needed = "must be an integer from 1 to 2**31 - 1"
@@ -58,7 +58,7 @@ class Kind:
         """Return 1, since only a sparse projection counts its non-zeros."""
         return as_whole(given, "s", 1, 1, needed="counts an sjlt's non-zeros a column (>= 1)")
 
-    # Options of some kinds are fields of every spec, so that each kind says which values it can have.
+    # Options of single kinds are fields of every spec, so that each kind says which values it accepts.
     def side(self, given: Any) -> int | None:
         """Return None, since only a two-sided projection has sides."""
         if given is not None:
@@ -66,7 +66,7 @@ class Kind:
         return None
 
     def features(self, dim: int | None, parameters: int | None) -> int | None:  # noqa: ARG002
-        """Return the number of features of so many scalars in the parameters, where it is known."""
+        """Return the number of features for so many scalars in the parameters, if it is known."""
         return dim
 
 
@@ -75,7 +75,7 @@ class Unseeded(Kind):
 
     def complete(self, given: Options) -> Options:
         """Raise for a seed and for s; see :meth:`Kind.complete`."""
-        # One that means nothing would make two specs of the same projection compare as different.
+        # A meaningless seed would make two specs of the same projection differ.
         if given.seed is not None or given.s != 1:
             raise TrakStoreError(f"the {self.name} projection takes no seed and no s")
         return super().complete(given)

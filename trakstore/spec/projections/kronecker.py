@@ -13,7 +13,7 @@ class Kronecker(Kind):
 
     name = "kronecker"
     test_vectors: ClassVar = {1: (-10.0, 13.0, 0.0, 0.0, 0.0, 0.0, -30.0, 39.0)}
-    # With sides of 2 both of (3, 5) are projected; the default would leave them as they are.
+    # With a side of 2, both sides of (3, 5) are projected; the default would leave them unchanged.
     test_options: ClassVar = {"dim": 8, "side": 2}
 
     def side(self, given: Any) -> int:

@@ -1,4 +1,4 @@
-"""Arrays that chunks are read into, used again within one piece of work.
+"""Arrays that chunks are read into, reused within one piece of work.
 
 A process that gives freed memory back to the system at once, as Dask's workers are set to do, gets new
 pages for every chunk, and the system fills them with zeros: for a chunk in the page cache that takes
@@ -6,9 +6,9 @@ about as long as reading it. Measured with that setting, 400,000 x 512 float32 r
 of 9: lists of one target take 0.16 s with these arrays and 0.23 s without, a gram 0.74 and 0.78 s. With
 the system's own setting there is no difference.
 
-An array is free when nobody but this module refers to it: rows that are a view of a chunk keep it,
-however long a caller holds them. To hand an array down to each read instead would ask every reader of
-rows to say when it is done with them.
+An array is free when only this module refers to it: rows that are a view of a chunk keep it for as long
+as a caller holds them. The alternative, passing an array down to each read, would oblige every reader
+of rows to say when it is done with them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-_KEPT = 2  # the chunk that is worked on, and the one that is read
+_KEPT = 2  # one for the chunk in use, one for the chunk being read
 
 
-# Counted by a function, as in use below: a count includes the references of the one who counts, and
+# Counted by a function, as below: a count includes the counting code's own references, whose number
+# differs between interpreters.
 # interpreters differ in how many those are.
 def _references(arrays: list[NDArray[np.uint8]], at: int) -> int:
     return sys.getrefcount(arrays[at])
@@ -42,7 +43,7 @@ _KEPT_HERE = _Kept()
 
 @contextmanager
 def reused_buffers() -> Iterator[None]:
-    """Within, :func:`chunk_buffer` gives this thread arrays again that nobody looks at any more."""
+    """Within, have :func:`chunk_buffer` give this thread arrays again that nobody refers to."""
     before, _KEPT_HERE.arrays = _KEPT_HERE.arrays, []
     try:
         yield

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from trakstore.errors import DamagedError
 
 TAIL = 4  # bytes
-# The crc32c of any text that ends in its own crc32c, whatever the text is.
+# The crc32c of any bytes followed by their own crc32c is this constant.
 _SOUND = crc32c(bytes(TAIL))
 _COUNT = 4  # bytes of the number of strings, and of the length of each
 ID_BYTES, IDS_BYTES = 2**10, 2**24  # of strings in a chunk: each, and beyond that all
@@ -37,7 +37,7 @@ def tail_of(content: bytes) -> bytes:
 
 
 def intact(value: bytes | NDArray[np.uint8]) -> bool:
-    """Tell whether a value ends in the checksum of the rest; nothing is copied.
+    """Tell whether a value ends in the checksum of the rest, without a copy.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def intact(value: bytes | NDArray[np.uint8]) -> bool:
 
 
 def fill_value(dtype: str) -> Any:
-    """Return the value of what was never written: NaN, -1 (0 where unsigned), False or ``""``."""
+    """Return the value of entries that were never written: NaN, -1 (0 if unsigned), False or ``""``."""
     if dtype == "str":
         return ""
     return {"f": float("nan"), "i": -1, "u": 0, "b": False}[np.dtype(dtype).kind]
@@ -100,7 +100,7 @@ class ChunkForm:
 
     @classmethod
     def of(cls, document: bytes) -> ChunkForm:
-        """Take the form from the metadata document of an array that trakstore made."""
+        """Return the form of an array made by trakstore, from its metadata document."""
         known: dict[str, Any] = json.loads(document)
         shape, dtype = known["chunk_grid"]["configuration"]["chunk_shape"], known["data_type"]
         compressed = any(one["name"] == "zstd" for one in known["codecs"])
@@ -118,18 +118,18 @@ class ChunkForm:
 
     @property
     def most(self) -> int:
-        """Bytes of a stored chunk at most."""
+        """Most bytes of a stored chunk."""
         if self.dtype == "str":
             count = math.prod(self.shape)
             return _COUNT + count * (_COUNT + ID_BYTES) + IDS_BYTES + TAIL
-        # Noise, which features are like, becomes a little longer when it is compressed.
+        # Noise, which features resemble, becomes a little longer when it is compressed.
         return self.size + (self.size // 128 + 1024 if self.compressed else 0) + TAIL
 
     def encode(self, values: NDArray[Any]) -> tuple[bytes, bytes]:
         """Return the two parts of the chunk that holds ``values``: its content and its tail.
 
-        A chunk is always stored whole: where an array ends within it, fill values follow, as with any
-        writer of Zarr. So the tail of a chunk at the edge depends on how long the array is.
+        A chunk is always stored whole: beyond the end of an array fill values follow, as with any Zarr
+        writer. So the tail of the last chunk depends on the length of the array.
         """
         whole = values.astype(self.values, copy=False)
         if values.shape != self.shape:
@@ -146,7 +146,7 @@ class ChunkForm:
     def decode(self, key: str, chunk: bytes | NDArray[np.uint8]) -> NDArray[Any]:
         """Return the values of a chunk; numbers that are not compressed are a view of its bytes.
 
-        The checksum is not looked at: see :func:`intact`.
+        The checksum is not compared: see :func:`intact`.
 
         Raises
         ------
@@ -173,7 +173,7 @@ class ChunkForm:
     def check(self, key: str, chunk: bytes | NDArray[np.uint8]) -> None:
         """Raise a :class:`DamagedError` for bytes that cannot be a chunk's, or would be too many."""
         if self.dtype == "str":
-            # The decoder takes memory for as many strings as the first bytes say.
+            # The decoder would take memory for as many strings as the first bytes claim.
             count, wanted = int.from_bytes(bytes(chunk[:_COUNT]), "little"), math.prod(self.shape)
             if count != wanted:
                 raise DamagedError(f"{key} says it holds {count:,} strings, not {wanted:,}")
@@ -197,7 +197,7 @@ def check_size(key: str, size: int, most: int | None) -> None:
 
 
 def _content_size(head: bytes) -> int | None:
-    """Return the bytes that a zstd frame says it holds (RFC 8878, 3.1.1.1), None where it does not.
+    """Return the content size that a zstd frame declares (RFC 8878, 3.1.1.1); None if it has none.
 
     Examples
     --------
@@ -208,8 +208,8 @@ def _content_size(head: bytes) -> int | None:
     """
     if len(head) < 6 or not head.startswith(_ZSTD):
         return None
-    # The descriptor's two highest bits give the width of the size, the next says that there is no
-    # window descriptor in front of it, the lowest two give the width of the dictionary's number.
+    # The descriptor's two highest bits give the width of the size. The next bit says that there is no
+    # window descriptor before it, and the lowest two give the width of the dictionary's number.
     flags = head[4]
     single = flags >> 5 & 1
     width = (single, 2, 4, 8)[flags >> 6]

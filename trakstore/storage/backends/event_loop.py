@@ -1,7 +1,7 @@
 """The event loop in which stores do their work: zarr's own, in a thread of its own.
 
-Connections of a store belong to the loop in which they were made. zarr reads and writes arrays of the
-same stores in its loop, so that reads and writes of whole keys have to go there too.
+Connections of a store belong to the loop that made them. zarr reads and writes arrays of the same
+stores in its own loop, so that reads and writes of whole keys must run there too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from trakstore.errors import NO_THREADS, LocationError, lacks_threads
 
 T = TypeVar("T")
 
-# asyncio itself does not keep its tasks: one that nobody holds may be collected before it ends.
+# asyncio keeps no reference to its tasks: without one here, a task may be collected before it ends.
 _UNDER_WAY: set[asyncio.Future[Any]] = set()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in the loop, and wait for what it gives.
+    """Run a coroutine in the loop, wait for it, and return its result.
 
     Raises
     ------
@@ -44,9 +44,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def begin(
     calls: Mapping[str, Callable[[], Coroutine[Any, Any, T]]], gate: asyncio.Semaphore
 ) -> dict[str, Future[T]]:
-    """Begin some work in the loop, without waiting for it.
+    """Begin coroutines in the loop, without waiting for them.
 
-    All of it is handed over in one go: to wake the loop for each takes far longer.
+    All are handed over in one call, since waking the loop for each takes far longer.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def begin(
 
     Returns
     -------
-    dict of str to Future
+    A future for each key. A call that is cancelled before its turn never begins.
         One for each key. What is cancelled before its turn is never begun.
     """
     futures = {key: Future[T]() for key in calls}

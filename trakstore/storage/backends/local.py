@@ -35,8 +35,8 @@ from trakstore.paths import exists, is_file, is_folder, is_link
 from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.layout import check_key, child
 
-ATTEMPTS = 8  # to remove a folder that others write to,
-REST = 0.01  # and seconds between them, doubled each time
+ATTEMPTS = 8  # attempts to remove a folder into which others write
+REST = 0.01  # seconds before the next attempt, doubled each time
 
 # a pipe would wait for a writer, a link lead elsewhere; flags that a system lacks change nothing there
 _FLAGS = (
@@ -55,7 +55,7 @@ class DurableLocalStore(LocalStore):
     flushed before and the folders after.
     """
 
-    _supports_sync_io = False  # zarr's synchronous pipeline would pass by what is below
+    _supports_sync_io = False  # zarr's synchronous pipeline would bypass the methods below
 
     # zarr's own ways to open make the folder: a store has none before its first document is written
     async def _open(self) -> None:  # type: ignore[override]
@@ -106,7 +106,8 @@ class DurableLocalStore(LocalStore):
             yield None
             return
         with file:
-            # A sparse file of a terabyte costs a stranger nothing: no memory is taken for it.
+            # A sparse file of a terabyte costs a stranger nothing: its size is checked before memory is
+            # taken.
             check_size(key, os.fstat(file.fileno()).st_size, most)
             yield file
 
@@ -115,8 +116,8 @@ class DurableLocalStore(LocalStore):
         return Path(self._path(key))
 
     def _path(self, key: str) -> str:
-        # Every folder on the way is looked at, each time: a store may come in an archive of a stranger,
-        # and a link in it would have files outside read, replaced or deleted.
+        # Every folder on the way is checked each time. A store may come in a stranger's archive, and a
+        # link in it would have files outside of the store read, replaced or deleted.
         path = f"{self.root}{os.sep}{check_key(key)}"
         at = key.find("/")
         while at >= 0:
@@ -145,12 +146,12 @@ class DurableLocalStore(LocalStore):
     def write(
         self, key: str, parts: Iterable[Any], *, replace: bool = True, flush: bool = True
     ) -> None:
-        """Write the parts of a value, whole or not at all; or leave it to the system to flush."""
+        """Write the parts of a value, whole or not at all; flush them, or leave that to the system."""
         self._check_writable()
         path = self.place(key)
         made = _make_folders(path.parent)
         # A kill before the rename, or the link, leaves a file named *.partial, which no reader takes
-        # for a key; a kill after it leaves the whole value.
+        # for a key. A kill after it leaves the whole value.
         temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
             with temporary.open("xb") as file:
@@ -164,7 +165,7 @@ class DurableLocalStore(LocalStore):
                 _link_unless_there(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)
-            # An empty folder would look as if the document that it was made for had been deleted.
+            # An empty folder would look as if its document had been deleted.
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()
@@ -172,13 +173,13 @@ class DurableLocalStore(LocalStore):
         finally:
             temporary.unlink(missing_ok=True)
         if flush:
-            # The new name is in the folder, and a new folder's name in the one above: after a power
-            # loss a flushed file that no flushed folder names would be gone.
+            # A new file's name is in its folder, and a new folder's name in the one above. After a
+            # power loss, a flushed file that no flushed folder names would be gone.
             for folder in (path.parent, *(one.parent for one in made)):
                 _sync_folder(folder)
 
     async def delete(self, key: str) -> None:
-        """Remove a key, or everything below it; of a symbolic link itself, not what it leads to."""
+        """Remove a key, or everything below it; of a symbolic link, the link alone."""
         await asyncio.to_thread(self.delete_sync, key)
 
     async def delete_dir(self, prefix: str) -> None:
@@ -189,7 +190,7 @@ class DurableLocalStore(LocalStore):
         """Remove a key at once, as :meth:`delete` does."""
         self._check_writable()
         path = self.place(key)
-        # Of a link the link itself goes: what lies behind it is not the store's.
+        # Of a link only the link is removed: what it leads to does not belong to the store.
         if is_folder(path) and not is_link(path):
             _remove_folder(path)
         else:
@@ -225,7 +226,7 @@ def _opened(path: str, key: str) -> BufferedReader | None:
         if not is_link(path):
             raise
         raise DamagedError(_LINK.format(key)) from error
-    # Asked of the open file, not of its name, behind which something else may lie by now.
+    # The open file is asked, not its name, which may lead to another file by now.
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(handle, "rb")
@@ -250,7 +251,7 @@ def _below(store: DurableLocalStore, folder: str) -> list[str]:
     if folder and is_link(store.place(folder)):
         return [folder]
     keys: list[str] = []
-    # Not by os.walk, which passes over a folder that cannot be listed without a word.
+    # Not os.walk, which silently passes over a folder that it cannot list.
     waiting = [folder]
     while waiting:
         at = waiting.pop()
@@ -265,7 +266,7 @@ def _below(store: DurableLocalStore, folder: str) -> list[str]:
 
 
 def _part(size: int, byte_range: ByteRequest | None) -> tuple[int, int]:
-    """Return the first byte of a part of a value of so many bytes, and the one behind its last."""
+    """Return the first byte of a part of a value, and the one after its last, as numbers."""
     if isinstance(byte_range, RangeByteRequest):
         return min(size, byte_range.start), min(size, byte_range.end)
     if isinstance(byte_range, OffsetByteRequest):
@@ -283,13 +284,12 @@ def _make_folders(folder: Path) -> list[Path]:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a folder with all below it.
+    """Remove a folder with everything below it.
 
-    Other processes may still put files there, or take some away: what they leave behind is removed by
-    another attempt.
+    Other processes may add or remove files meanwhile: what they leave is removed by another attempt.
     """
-    # ENOENT: another process took a file away first. ENOTEMPTY, EEXIST: a writer put one there since
-    # the folder was listed. All else, such as a permission, would fail again.
+    # ENOENT: another process removed a file first. ENOTEMPTY, EEXIST: a writer added one since the
+    # folder was listed. Other errors, such as a lack of permission, would come again.
     for attempt in range(ATTEMPTS):
         try:
             shutil.rmtree(folder)

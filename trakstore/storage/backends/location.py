@@ -35,19 +35,19 @@ from trakstore.storage.backends.chunks import check_size
 from trakstore.storage.backends.local import DurableLocalStore
 from trakstore.storage.layout import check_key, is_document
 
-_LOOKED_AT = 1000  # names beside a folder that is not there
+_LOOKED_AT = 1000  # names that are read beside a folder that does not exist
 
 T = TypeVar("T")
 
-DOCUMENT_BYTES = 8 * 2**20  # most of a document,
-VALUE_BYTES = 2**30  # and of any other value that nobody says more about
+DOCUMENT_BYTES = 8 * 2**20  # most bytes of a document
+VALUE_BYTES = 2**30  # most bytes of another value, unless its reader sets a limit
 OBJECT_SCHEMES = ("s3", "gs", "az")  # of URLs that obstore opens
 RESTS = (0.0, 0.2, 1.0)  # seconds before each attempt to write a key that is absent
 
 
 @runtime_checkable
 class _Bounded(Protocol):
-    """A zarr store that looks at the size of a value before it reads it."""
+    """A zarr store that can check the size of a value before reading it."""
 
     async def get_at_most(self, key: str, prototype: BufferPrototype, most: int) -> Buffer | None:
         """Get the value at ``key``; raise a :class:`DamagedError` for more than ``most`` bytes."""
@@ -78,10 +78,10 @@ class Location:
     address : str
         A path or URL that opens the place again, or a description where there is none.
     opened : zarr.abc.store.Store or None
-        The zarr store behind it; None in a process that it was sent to, which opens it at first use:
-        what fails then is a task, not the process.
+        The zarr store behind it. None in a process to which the location was sent: it opens the store
+        at first use, so that an error fails a task, not the process.
     reopens : bool
-        Whether the address opens it.
+        Whether the address opens the same place.
     """
 
     address: str
@@ -111,7 +111,7 @@ class Location:
     def __hash__(self) -> int:
         return hash(self._identity)
 
-    # Stores in memory, and those that somebody opened, are the same only where the object is.
+    # Stores in memory, and those that somebody opened, are equal only if they are the same object.
     @property
     def _identity(self) -> object:
         return self.address if self.reopens else id(self.store)
@@ -121,7 +121,7 @@ class Location:
 
     @property
     def near(self) -> bool:
-        """True on a local disk, where a read is no way to another machine."""
+        """True on a local disk, where a read does not go to another machine."""
         return isinstance(self.store, LocalStore)
 
     def get(self, key: str, most: int | None = None) -> bytes | None:
@@ -138,9 +138,9 @@ class Location:
         return None if value is None else value.to_bytes()
 
     def get_chunk(self, key: str, most: int | None = None) -> bytes | NDArray[np.uint8] | None:
-        """Get a chunk as :meth:`get` does, and without a copy where keys are files: chunks are large.
+        """Get a chunk as :meth:`get` does, without a copy if keys are files, since chunks are large.
 
-        Files become arrays: see :mod:`trakstore.storage.backends.buffers`.
+        Files are read into reused arrays: see :mod:`trakstore.storage.backends.buffers`.
         """
         if not isinstance(self.store, DurableLocalStore):
             return self.get(key, most)
@@ -153,14 +153,14 @@ class Location:
     def begin(
         self, wanted: Mapping[str, int], gate: asyncio.Semaphore
     ) -> dict[str, Future[Buffer | None]]:
-        """Begin to read values; errors are those of the store itself.
+        """Begin to read values; the futures raise the store's own errors.
 
         Parameters
         ----------
         wanted : mapping of str to int
-            Keys, and the bytes that can be right: more are a :class:`DamagedError`.
+            Keys, and the bytes that each value can have: more raise a :class:`DamagedError`.
         gate : asyncio.Semaphore
-            Gate for reads that must not all be under way at once.
+            Gate that limits how many reads run at once.
         """
         store, prototype = self.store, default_buffer_prototype()
         reads = {
@@ -170,7 +170,7 @@ class Location:
         return event_loop.begin(reads, gate)
 
     def put_chunk(self, key: str, *parts: bytes) -> None:
-        """Write parts as one value, whole or not at all; files are left to the system to flush."""
+        """Write parts as one value, whole or not at all; flushing files is left to the system."""
         if not isinstance(self.store, DurableLocalStore):
             self.put({check_key(key): b"".join(parts)})
             return
@@ -197,14 +197,15 @@ class Location:
     def put_if_absent(self, key: str, value: bytes) -> bytes:
         """Write ``value`` unless the key exists; return what the key holds in the end.
 
-        Of several processes at once exactly one writes, and all return its value: what everybody agrees
-        on (nonces, specs, numbers, claims) is decided so.
+        Of several processes at once exactly one writes, and all return its value. In this way processes
+        agree on nonces, specs, numbers and claims.
         """
-        for rest in RESTS:  # S3 may turn down all of several writers that come at once
+        for rest in RESTS:  # S3 may refuse all of several writers that come at once
             if (existing := self.get(key)) is not None:
                 return existing
             time.sleep(rest)
-            # No error if another writer was first, and no word of who was: what is there decides.
+            # If another writer was first, there is no error, nor a word on who won: the stored value
+            # decides.
             self._put_absent(key, value)
         value_there = self.get(key)
         if value_there is None:
@@ -212,7 +213,7 @@ class Location:
         return value_there
 
     def put_all_if_absent(self, values: Mapping[str, bytes]) -> None:
-        """Write values, one after the other, where there is none; what is there may be anything."""
+        """Write values, one after the other, at keys that do not exist yet."""
         keys = list(values)
         for rest in (*RESTS, None):
             ends = self.get_tails(keys, 1)
@@ -243,7 +244,7 @@ class Location:
         return self._run(_listed(self.store.list_dir(check_key(prefix))))
 
     def find(self, folder: str, wanted: Callable[[str], bool]) -> list[str]:
-        """List the keys anywhere below ``folder`` that are wanted, sorted."""
+        """List the wanted keys anywhere below ``folder``, sorted."""
         return self._run(_listed(self.store.list_prefix(f"{check_key(folder)}/"), wanted))
 
     def _run(self, work: Coroutine[Any, Any, T], *, making: bool = False) -> T:
@@ -260,8 +261,8 @@ class Location:
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Await all of some work; it has ended when the first error is raised."""
-    # Else a write could still be under way behind the back of a caller that has given up.
+    """Await several coroutines; all have ended when the first error is raised."""
+    # Otherwise a write could still run after the caller has given up.
     results = await asyncio.gather(*work, return_exceptions=True)
     for one in results:
         if isinstance(one, BaseException):
@@ -272,7 +273,7 @@ async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
 async def _listed(
     names: AsyncIterator[str], wanted: Callable[[str], bool] = lambda _: True
 ) -> list[str]:
-    """Return the names that are wanted, sorted."""
+    """Return the wanted names, sorted."""
     return sorted([name async for name in names if wanted(name)])
 
 
@@ -286,16 +287,16 @@ def open_location(where: Where, *, create: bool = False) -> Location:
     Parameters
     ----------
     where : str, path, zarr.abc.store.Store or Location
-        URLs are ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, with
-        credentials and endpoint from the environment, and ``memory://name``: that lives as long as
-        the process and is not seen by others.
+        URLs are ``s3://bucket/prefix``, ``gs://bucket/prefix`` and ``az://container/prefix``, with
+        credentials and endpoint from the environment, and ``memory://name``, which lives as long as the
+        process and is not seen by others.
     create : bool
-        Whether the place may be new.
+        Whether the place may be empty.
 
     Raises
     ------
     LocationError
-        When there is nothing, the URL's scheme is not known, or object storage cannot be used.
+        When there is nothing, the URL's scheme is unknown, or object storage cannot be used.
     """
     if isinstance(where, Location):
         return where
@@ -336,7 +337,7 @@ def open_location(where: Where, *, create: bool = False) -> Location:
 
 
 def _patient(store: Store) -> Store:
-    """zarr's own stores with trakstore's way of reading, writing, trying again and failing."""
+    """Wrap zarr's own stores so that they read, write, retry and fail in trakstore's way."""
     if type(store) is LocalStore:
         return DurableLocalStore(store.root, read_only=store.read_only)
     if type(store) is not ObjectStore:
@@ -357,7 +358,7 @@ def _open_objects(url: str) -> Location:
 
 
 def _reason(error: OSError, address: str) -> str:
-    """Return the system's words on a path, and what to do."""
+    """Return the system's message about a path, and a remedy."""
     if isinstance(error, FileNotFoundError) and not Path(address).is_absolute():
         return "the working directory is gone; change to another one, or give the whole path"
     return f"{error.strerror or error}; choose another place"
@@ -372,7 +373,7 @@ def _open_folder(folder: Path, create: bool) -> Location:
 
 
 def _beside(folder: Path) -> str:
-    """Name groups of zarr that lie where a folder was looked for."""
+    """Name zarr groups that lie beside a folder which does not exist."""
     with suppress(OSError):
         some = islice(folder.parent.iterdir(), _LOOKED_AT)
         names = sorted(one.name for one in some if exists(one / "zarr.json"))

@@ -4,9 +4,9 @@ Credentials come from where each service's own tools look for them (the environm
 profiles and shared files if boto3 is installed, the instance's metadata) and are never kept in a
 location: it pickles as its URL.
 
-A process that used object storage sleeps for 0.2 seconds when it ends. Threads of obstore may still let
-go of Python objects after the reply that they brought was used, and an interpreter that ends just then
-aborts. Measured with obstore 0.12.1 on two busy cores: of 120 processes that made a small store and
+A process that used object storage sleeps for 0.2 seconds when it ends. After a reply was used,
+obstore's threads may still release Python objects that came with it, which aborts an interpreter that
+is ending. Measured with obstore 0.12.1 on two busy cores: of 120 processes that made a small store and
 ended, 3 aborted without the sleep, and none with it. obstore has no way to wait for its threads.
 """
 
@@ -54,10 +54,10 @@ RETRIES: RetryConfig = {"max_retries": 10, "retry_timeout": timedelta(seconds=24
 RETRIES_AT_OPENING: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=30)}
 ATTEMPTS = 4  # of an operation, with all retries of its requests
 REST = 0.1  # seconds between attempts, doubled each time
-PAGE = 1000  # keys of a listing that are asked for at once
+PAGE = 1000  # keys that one request lists
 PATIENCE = 60.0  # seconds after which no further attempt is made
 
-_REST_AT_EXIT = 0.2  # seconds, for threads of obstore: see above
+_REST_AT_EXIT = 0.2  # seconds for obstore's threads to finish, see above
 atexit.register(time.sleep, _REST_AT_EXIT)
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
@@ -90,7 +90,7 @@ class SinglePutStore(ObjectStore[Any]):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the URL alone: obstore's own stores pickle with the credentials that they were given.
 
-        A process that it is sent to opens the URL at first use, so that what fails is a task.
+        A process to which it is sent opens the URL at first use, so that an error fails a task.
         """
         if self.url is None:
             return type(self), (self.store, self.read_only)
@@ -104,7 +104,7 @@ class SinglePutStore(ObjectStore[Any]):
         return self._store
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """Return the same store, to be written or not."""
+        """Return the same store, writable or not."""
         return type(self)(self._store, read_only, url=self.url, build=lambda: self.store)
 
     async def get(
@@ -134,10 +134,10 @@ class SinglePutStore(ObjectStore[Any]):
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a value unless the key exists; of several at once exactly one wins.
 
-        Whether this call won is not known: where the reply to a request that won is lost, the next
-        one finds the key.
+        Nobody learns whether this call won: if the reply to a winning request is lost, the next request
+        finds the key.
         """
-        # No second look here: callers read back what is there, and compare it with their own value.
+        # No second read here: callers read the stored value, and compare it with their own.
         with suppress(AlreadyExistsError):
             await self._put(key, value, "create")
 
@@ -159,9 +159,9 @@ class SinglePutStore(ObjectStore[Any]):
             yield last_part(path)
 
     async def _list(self, prefix: str | None = None) -> AsyncGenerator[ObjectMeta, None]:
-        """List all below a prefix; a page that breaks off is asked for again, those before are not."""
-        # One request lists a page at most. Each page is asked for by the last key of the one before, so
-        # that a connection that breaks loses one page and not the listing.
+        """List all keys below a prefix; if a page breaks off, only that page is requested again."""
+        # One request lists a page at most. Each page is requested from the last key of the one before,
+        # so that a broken connection loses one page and not the listing.
         after: str | None = None
         while True:
             page = await self._trying(partial(self._page, prefix, after))
@@ -185,13 +185,13 @@ class SinglePutStore(ObjectStore[Any]):
         )
 
     async def _trying(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Await ``call()``, again after failures that may pass.
+        """Await ``call()``, and repeat it after failures that may pass.
 
-        obstore itself retries requests, but not replies that break off, nor conditional writes
-        that time out; all that is done here may be done twice.
+        obstore itself retries requests, but not replies that break off, nor conditional writes that
+        time out. Everything called here may be done twice.
         """
-        # To write a value twice, or to delete a key that is gone, is harmless; a conditional write that
-        # is tried again may find the value that it wrote itself.
+        # Writing a value twice, or deleting a key that is gone, is harmless. A conditional write that
+        # is repeated may find the value that it wrote itself.
         _refuse_fork()
         began, attempt = time.monotonic(), 1
         while True:
@@ -202,7 +202,7 @@ class SinglePutStore(ObjectStore[Any]):
                 late = attempt == ATTEMPTS or time.monotonic() - began > PATIENCE
                 if late or not _may_pass(error.__cause__):
                     raise
-            # Random, since workers that were turned down together would come together again.
+            # The rest is random, since workers that were refused together would come back together.
             await asyncio.sleep(random.uniform(0, REST * 2**attempt))
             attempt += 1
 
@@ -227,7 +227,7 @@ def open_url(url: str) -> SinglePutStore:
             "a URL in object storage is s3://bucket/prefix, gs://bucket/prefix or "
             "az://container/prefix; credentials are taken from the environment, never from it"
         )
-    # With few retries: a wrong name or no network shall be told in seconds, not after minutes.
+    # With few retries: a wrong name or a missing network should show in seconds, not minutes.
     _check_opens(url, _settings())
     return _at_url(url)
 
@@ -276,13 +276,13 @@ def _refuse_fork() -> None:
 
 
 async def _check(store: SinglePutStore) -> None:
-    """Raise unless the bucket is there and may be listed: reads take no bucket for no key."""
-    async for _ in store.list_dir(DOCUMENT):  # never has anything below it
+    """Raise unless the bucket exists and can be listed: reads take a missing one for a missing key."""
+    async for _ in store.list_dir(DOCUMENT):  # a document never has keys below it
         return
 
 
 def _credentials(url: str, environment: Mapping[str, str]) -> S3CredentialProvider | None:
-    """boto3's credentials, for all that obstore does not know: profiles, shared files, SSO."""
+    """Return boto3's credentials, for sources that obstore lacks: profiles, shared files, SSO."""
     if "AWS_ACCESS_KEY_ID" in environment or "AWS_SKIP_SIGNATURE" in environment:
         return None
     try:
@@ -358,7 +358,7 @@ def _reason(text: str) -> str:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Tell whether to try again: not after a refusal, or a request that cannot be right."""
+    """Tell whether to try again: not after a refusal, nor after a request that cannot be right."""
     # 408, 409 and 429 (timed out, conflicting writers, too many requests) pass; other 4xx do not.
     message = str(error).partition("\n\n")[0]
     refused = re.search("status code: (4(?!08|09|29)|501)|redirect|builder error", message)

@@ -1,4 +1,4 @@
-"""A place that is read and never written, whoever asks for it."""
+"""A place that is only read, whoever uses it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from trakstore.storage.backends.location import Location
 class ReadOnlyLocation(Location):
     """A :class:`Location` that refuses every write and deletion with a :class:`LocationError`.
 
-    What is kept only where it can be, such as a gram, is then not kept.
+    Derived data that are stored only where possible, such as a gram, are then not stored.
     """
 
     @classmethod
     def of(cls, location: Location) -> ReadOnlyLocation:
-        """Return the same place, to be read alone."""
+        """Return the same place, read-only."""
         return cls(location.address, location.opened, location.reopens)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), super().__reduce__()[1])
 
-    # Another place than the same one that can be written: what is kept by place must not be shared.
+    # It must not equal the same place with write access: caches by place are not to be shared.
     @property
     def _identity(self) -> object:
         return "read only", super()._identity

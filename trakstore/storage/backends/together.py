@@ -1,4 +1,4 @@
-"""Small reads that do not wait for one another."""
+"""Small reads that run at once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _AT_ONCE = 128
 
 
 def together(location: Location, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Make calls, all at once where a read is a way to another machine; return their results in order.
+    """Make calls, at once if reads go to another machine; return their results in order.
 
-    On a local disk one after the other is faster.
+    On a local disk it is faster to make them one after the other.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Checks of splits whose features were dropped: their notes, and the grams that are kept of them.
+"""Checks of splits whose features were dropped: their notes, and the grams kept in their place.
 
-Such a gram is no derived data: nothing can make it again. So repair deletes nothing on the word of a
-note that it cannot read, and no gram that a note may be of.
+Such a gram cannot be computed again. So repair deletes nothing because of a note that it cannot read,
+and no gram to which a note may refer.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from trakstore.storage.tables.saved_table import check_table, delete_table, rewr
 
 
 def finish_dropping(walk: Walk, split: Split) -> Split:
-    """Finish a call of ``drop_rows`` that was stopped, as that would; return the split as it is then.
+    """Finish a stopped call of ``drop_rows``, as the call itself would; return the split afterwards.
 
-    The caller has the claim of the split.
+    The caller holds the claim of the split.
     """
     place, path = split.location, split.path
     if not split.dropped or not chunks_left(split):
         return split
     try:
         with claimed(place, kept_gram(path), "repair"):
-            # A damaged note is no reason to delete what may be the only rows.
+            # A damaged note is no reason to delete what may be the only copy of the rows.
             if _sound_note(split) is not None:
                 finish_drop(split)
     except LocationError:
         raise
     except TrakStoreError as error:
-        # Where rows are gone, what is wrong with the gram is a finding of its own.
+        # If rows are gone, a fault of the gram is reported by itself.
         now = replace(split, dropped=walk.is_dropped(path, split.spec))
         if not now.dropped:
             key = layout.document_key(layout.dropped_path(path))
@@ -72,7 +72,7 @@ def check_grams(walk: Walk) -> None:
 
 def _repaired(walk: Walk, path: str) -> list[Finding]:
     """Repair a gram; return what was wrong with it."""
-    # Under its claim: another process may compute it, or drop the rows that it is of.
+    # Under its claim, since another process may compute the gram, or drop its rows.
     with claimed(walk.location, path, "repair"):
         wrong = list(check_table(walk.location, path))
         if _may_be_kept(walk, path):
@@ -80,14 +80,14 @@ def _repaired(walk: Walk, path: str) -> list[Finding]:
                 rewrite_documents(walk.location, path)
             left = list(check_table(walk.location, path))
             return [replace(one, repaired=one not in left) for one in wrong]
-        # A gram follows from the rows: a bad one is dropped, and computed when it is asked for.
+        # A gram can be computed from the rows: a bad one is dropped, and made again when needed.
         if wrong:
             delete_table(walk.location, path)
         return [replace(one, repaired=True) for one in wrong]
 
 
 def _may_be_kept(walk: Walk, path: str) -> bool:
-    """Tell whether a note says of a gram's rows that they were dropped, or is damaged and may."""
+    """Tell whether a note says that a gram's rows were dropped, or is damaged and may say so."""
     name = layout.below(layout.GRAMS, path).removesuffix(f"~{WEIGHTING}")
     if path != kept_gram(name):
         return False
@@ -116,7 +116,7 @@ def check_dropped(walk: Walk) -> None:
 
 
 def _wrong_note(document: bytes, path: str, split: Split | None) -> str:
-    """Return what is wrong with a note; empty for one that is sound."""
+    """Return the fault of a note; an empty text if it is sound."""
     try:
         note = placed_note(document, path)
     except DamagedError as error:
@@ -129,7 +129,7 @@ def _wrong_note(document: bytes, path: str, split: Split | None) -> str:
 
 
 def _repair_note(walk: Walk, split: Split) -> bool:
-    """Write the note again if the rows are gone and their gram is whole, else delete it."""
+    """Write the note again if the rows are gone and their gram is whole; otherwise delete it."""
     place, path, gram = split.location, split.path, kept_gram(split.path)
     with claimed(place, path, "repair"), claimed(place, gram, "repair"):
         note = _sound_note(split)
@@ -145,7 +145,7 @@ def _repair_note(walk: Walk, split: Split) -> bool:
 
 
 def _sound_note(split: Split) -> DroppedRows | None:
-    """Read the note of this split; None where there is none, or none that can be believed."""
+    """Read the note of this split; None if there is none that can be trusted."""
     try:
         note = read_dropped(split.location, split.path)
     except DamagedError:
@@ -154,7 +154,7 @@ def _sound_note(split: Split) -> DroppedRows | None:
 
 
 def _check_kept_gram(walk: Walk, split: Split) -> None:
-    """Find a gram that is gone though the rows that it was computed from were dropped."""
+    """Report a gram that is missing though the rows that it was computed from were dropped."""
     if not gram_is_gone(split):
         return  # what is wrong with one that is there is said of it
     what = (

@@ -1,4 +1,4 @@
-"""Samples that several rows of a split are named after: no writer makes any."""
+"""Ids that several rows of a split have, which no writer produces."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _Keys: TypeAlias = NDArray[np.int64]
 
 
 def repeated_ids(split: Split, blocks: Sequence[int]) -> str | None:
-    """Describe the ids that several rows in some blocks have; None where all differ.
+    """Describe the ids that several rows in some blocks have; None if all ids differ.
 
-    Ids of many samples are looked at in several passes, each over a share of them.
+    For many samples there are several passes, each over a share of the ids.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def repeated_ids(split: Split, blocks: Sequence[int]) -> str | None:
     for share in range(passes):
         keys = np.sort(np.concatenate([own for _, _, own in _read(split, blocks, passes, share)]))
         suspects = np.unique(keys[1:][keys[1:] == keys[:-1]])
-        # Two texts may have one key: only equal ids count.
+        # Two texts may have the same key: only equal ids count.
         rows = _rows_by_id(split, blocks, suspects) if len(suspects) else {}
         repeated = {name: at for name, at in rows.items() if len(at) > 1}
         if repeated:

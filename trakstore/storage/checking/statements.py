@@ -1,7 +1,7 @@
-"""Checks of what a store says of its splits beside them: left out, complete, being changed.
+"""Checks of documents about splits beside the splits: rows left out, completeness, changes.
 
-These documents lie at the root, one for each thing that is said; on a local disk each has a folder of
-its own, which stays when the document is deleted.
+They lie at the root, one for each statement. On a local disk each has a folder of its own, which
+remains when the document is deleted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_masks(walk: Walk) -> None:
 def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
     key = layout.document_key(path, number)
     document, _ = walk.read(key)
-    # A writer has a temporary file there, or was killed over it: nothing was published.
+    # A writer has a temporary file there, or was killed while writing it: nothing was published.
     if document is None and any(map(layout.is_leftover, walk.find(layout.child(path, number)))):
         return
     try:
@@ -41,7 +41,7 @@ def _check_mask(walk: Walk, split: str, path: str, number: int) -> None:
             walk.say("document", key, "is not as it was written")
         else:
             masks = parsed_masks(document, path, number)
-            for one in walk.opened_splits(split):  # unpacked as each of them would
+            for one in walk.opened_splits(split):  # unpacked as each of them would unpack it
                 masks.positions(one.epoch, one.spec.nonce, one.rows)
     except DamagedError as error:
         walk.say("document", key, f"is damaged ({error})")
@@ -71,7 +71,8 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
         return None
     if note.document != document:
         return "is not as it was written"
-    # An older note, put back, is sound and in its place; the claim of the append knows of the newer.
+    # An older note that was put back is sound and in its place, but the claim of the append has the
+    # newer number.
     with suppress(DamagedError):  # a damaged claim is a finding of its own
         claim = last_claim(walk.location, layout.below(layout.COMPLETE, path))
         known = {} if claim is None else claim.known
@@ -81,8 +82,8 @@ def _wrong_completion(walk: Walk, path: str) -> str | None:
 
 
 def _note_again(walk: Walk, path: str) -> None:
-    """Write the note of a split again where it is complete; else there is none."""
-    # Deleted first: a split that is not complete by now must not keep a note.
+    """Write the note of a split again if it is complete; otherwise leave none."""
+    # The old note is deleted first: a split that is no longer complete must not keep one.
     walk.location.delete_folder(path)
     for split in walk.opened_splits(layout.last_part(path)):
         if layout.complete_path(split.epoch, split.name) == path:
@@ -90,10 +91,10 @@ def _note_again(walk: Walk, path: str) -> None:
 
 
 def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
-    """Find the markers that are gone of a split that was complete."""
+    """Report markers that are missing in a split that was complete."""
     if not _gone(split, written) or not _is_there(walk, split):
         return
-    # Listed again: another process may have repaired it, or written the block, just now.
+    # Listed again, since another process may just have repaired the split, or written the block.
     gone = _gone(split, walk.written(split))
     for block in gone:
         key, what = layout.marker_key(split.path, block), "is missing though it was written"
@@ -104,7 +105,7 @@ def deleted_markers(walk: Walk, split: Split, written: list[int]) -> None:
 
 
 def _gone(split: Split, written: list[int]) -> list[int]:
-    """Return the numbers of the blocks that were committed, as was noted, and are not there."""
+    """Return the numbers of blocks that were noted as committed, and are missing."""
     there = None
     with suppress(DamagedError):  # which is said of the note
         there = read_completion(split.location, layout.complete_path(split.epoch, split.name))
@@ -123,7 +124,7 @@ def _is_there(walk: Walk, split: Split) -> bool:
 
 
 def check_claims(walk: Walk) -> None:
-    """Check the claims of processes that change something, or did last."""
+    """Check the claims of processes that are changing something, or were the last to do so."""
     tops = set[str]()
     for key in walk.find(layout.CLAIMS):
         place = layout.parent(key) if layout.is_document(key) else key
@@ -158,7 +159,7 @@ def _check_claim(walk: Walk, place: str, document: bytes) -> None:
 
 
 def _check_last(walk: Walk, top: str) -> None:
-    """Check the last claim: it stays when it has ended, so that where it is gone it was deleted."""
+    """Check for the last claim: it stays when it has ended, so that a missing one was deleted."""
     numbers = stored_numbers(walk.location, top)
     last = layout.child(top, max(numbers, default=0))
     if numbers and was_emptied(walk, last):
@@ -182,9 +183,9 @@ def strange_files(walk: Walk, top: str) -> None:
 
 
 def was_emptied(walk: Walk, path: str) -> bool:
-    """Tell whether a folder is there without the document that it was made for.
+    """Tell whether a folder lacks the document that it was made for.
 
-    It is looked at twice: a writer makes the folder first, and the document may have come meanwhile.
+    It is checked twice: a writer makes the folder first, and the document may have come meanwhile.
     """
     empty = walk.read(path)[0] is None and not walk.find(path)
     return (

@@ -1,8 +1,8 @@
-"""Verifying a store: every byte that is there is what was written, and in its place.
+"""Verification of a store: every byte is as it was written, and in its place.
 
-Documents are compared with the pure function that made them, chunks with their own checksum and
-with the marker that commits their block, rows with their stored norm. Blocks that were never
-committed are missing, not wrong.
+Documents are compared with the function that makes them, chunks with their own checksum and with the
+marker that commits their block, rows with their stored norm. Blocks that were never committed are
+missing, not wrong.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from trakstore.storage.store import FeatureStore
 
 @dataclass(frozen=True)
 class SplitReport:
-    """Counts of a split that was verified: its blocks, those that are committed, the bad ones.
+    """Counts of a verified split: its blocks, the committed ones, and the bad ones.
 
-    Of one whose features were ``dropped``, only the other columns were read.
+    If its features were ``dropped``, only the other columns were read.
     """
 
     epoch: Epoch
@@ -64,12 +64,12 @@ class VerifyReport:
     location : str
         The store.
     splits : tuple of SplitReport
-        The splits that were looked at.
+        Splits that were checked.
     findings : tuple of Finding
         Everything that is wrong, repaired or not.
     leftovers : tuple of str
-        Temporary files of writers that were killed, or that still run, and claims of processes that
-        were; harmless.
+        Temporary files of writers that were killed or are still running, and claims of killed
+        processes; all are harmless.
     """
 
     location: str
@@ -103,12 +103,12 @@ def verify_store(
     store : FeatureStore or its place
         Store to read.
     epochs, splits : one or a sequence, optional
-        Only these; else everything, saved scores too.
+        Epochs and splits to check; otherwise everything, saved scores included.
     repair : bool
-        Delete the markers of bad blocks, so that the next featurize (or ``write_split``) writes them
-        again; drop bad grams, but none whose rows were dropped; write documents again that follow from
-        others; finish a stopped drop of rows, or take it back where their gram is another by now; end
-        claims of killed processes; remove leftovers of killed writers and of stopped appends that are
+        Whether to delete the markers of bad blocks, so that the next featurize (or ``write_split``)
+        writes these again; drop bad grams, except those whose rows were dropped; rewrite documents that
+        follow from others; finish a stopped drop of rows, or take it back if the gram has changed; end
+        claims of killed processes; and remove leftovers of killed writers and stopped appends that are
         older than an hour. Sound chunks, and files that are not the store's, are left alone.
     workers : int, optional
         Threads; each holds one chunk at a time. By default four more than there are CPUs.
@@ -118,17 +118,17 @@ def verify_store(
     Returns
     -------
     VerifyReport
-        With ``ok`` when nothing was found.
+        Report with the findings; ``ok`` if there are none.
 
     Raises
     ------
     LocationError
-        When there is no store, or it cannot be read; with ``repair`` also when another process appends
-        to, drops or repairs a split just now.
+        When there is no store, or it cannot be read; with ``repair`` also when another process is
+        appending to, dropping or repairing a split.
     SpecMismatchError
-        When a newer trakstore wrote it.
+        When a newer trakstore wrote the store.
     NotFoundError
-        When an epoch or split is named that is not there.
+        When a named epoch or split does not exist.
 
     Examples
     --------
@@ -197,11 +197,11 @@ def _look_again(walk: Walk, epochs: Sequence[Epoch] | None, splits: Sequence[str
 def _check_alone(
     walk: Walk, split: Split, pool: ThreadPoolExecutor, threads: int, line: ProgressLine
 ) -> SplitReport:
-    """Check a split; to repair it, under a claim, so that nobody appends to it or drops it."""
+    """Check a split; for repair under a claim, so that nobody appends to it or drops it meanwhile."""
     if not walk.repair:
         return _check_split(walk, split, pool, threads, line)
     with claimed(split.location, split.path, "repair"):
-        # Until the claim was taken the split may have grown, or gone.
+        # Before the claim was taken the split may have grown, or been dropped.
         now = walk.opened(split.epoch, split.name, alone=True)
         if now is None:
             return SplitReport(split.epoch, split.name, 0, 0, 0)
@@ -241,8 +241,8 @@ def _check_split(
 
 def _check_ids(walk: Walk, split: Split, blocks: Sequence[int]) -> None:
     """Find samples that have several rows in sound blocks."""
-    # A writer that replaces the split meanwhile makes chunks disagree with the markers of before: then
-    # there is nothing to say of ids, and what is wrong with a chunk was said of its block.
+    # If a writer is replacing the split, chunks disagree with the older markers. Then ids cannot be
+    # compared, and faults of chunks were reported with their blocks.
     with suppress(DamagedError):
         repeated = repeated_ids(split, blocks)
         if repeated is not None:
@@ -252,7 +252,7 @@ def _check_ids(walk: Walk, split: Split, blocks: Sequence[int]) -> None:
 
 
 def _twice_checked(split: Split, block: int) -> list[Finding]:
-    """Return what is wrong with a block and stays so: a writer may have been storing it."""
+    """Return the faults of a block that remain in a second check: it may just have been written."""
     return check_block(split, block) and check_block(split, block)
 
 
@@ -260,8 +260,8 @@ def _bad_block(
     walk: Walk, split: Split, block: int, wrong: list[Finding], *, only_if_old: bool = False
 ) -> None:
     key = layout.marker_key(split.path, block)
-    # Without its marker a block counts as missing. The note that the split was complete goes as well:
-    # it would make of the missing marker one that was deleted.
+    # Without its marker the block counts as missing. The note that the split was complete is deleted
+    # too, since with it the missing marker would count as deleted.
     repaired = walk.repair and (not only_if_old or walk.abandoned(key))
     if repaired:
         split.location.delete([key, layout.skipped_key(split.path, block)])

@@ -38,7 +38,7 @@ from trakstore.storage.tables.saved_table import check_table, delete_table, tabl
 from trakstore.storage.tables.scale_factors import check_factors, read_factors
 from trakstore.storage.tables.training_records import read_record
 
-LEFTOVER_SECONDS = 3600.0  # a younger one may be a running writer's
+LEFTOVER_SECONDS = 3600.0  # younger temporary files may belong to a running writer
 _BEYOND = "behind the last row: an append was stopped (append again), or it was copied here"
 
 
@@ -50,15 +50,15 @@ class Walk:
         self.findings: list[Finding] = []
         self.leftovers: list[str] = []
         self.split_names: set[str] = set()
-        self._spec: StoreSpec | None = None  # where the root says it
+        self._spec: StoreSpec | None = None  # the spec in the root document, if there is one
         self._opened: dict[str, Split] = {}
 
     def say(self, kind: FindingKind, key: str, message: str, **where: Any) -> None:
-        """Keep a finding."""
+        """Add a finding."""
         self.findings.append(Finding(kind, key, message, **where))
 
     def document(self, key: str, wanted: bytes, **where: Any) -> None:
-        """Compare a document that follows from others: it has to be there, byte for byte."""
+        """Check a document that follows from others: it must exist, with exactly these bytes."""
         stored, message = self.read(key)
         if stored != wanted:
             repaired = False
@@ -69,7 +69,7 @@ class Walk:
             self.say("document", key, message, repaired=repaired, **where)
 
     def read(self, key: str, most: int | None = None) -> tuple[bytes | None, str]:
-        """Return what a key holds, and the words for it where that is not right."""
+        """Return the value of a key, and the fault in words if it cannot be right."""
         try:
             stored = self.location.get(key, most)
         except DamagedError as error:
@@ -77,7 +77,7 @@ class Walk:
         return stored, "is missing" if stored is None else "is damaged or disagrees with the spec"
 
     def listed(self, path: str) -> list[str]:
-        """List the names just below a folder; a link in its place is found to be foreign."""
+        """List the names just below a folder; report a link in its place as foreign."""
         return self._unless_foreign(path, partial(self.location.names, path))
 
     def find(self, path: str, wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
@@ -99,7 +99,8 @@ class Walk:
         """Check the store's own document."""
         key = layout.DOCUMENT
         document, _ = self.read(key)
-        # Of a folder of stores nothing is to be removed: it is no store that lost its document.
+        # Nothing may be removed from a folder of stores, which only looks like a store without its
+        # document.
         if document is None and (not self.location.names("") or stores_inside(self.location)):
             raise no_store_error(self.location)
         try:
@@ -111,7 +112,7 @@ class Walk:
             self.say("document", key, ("is missing" if document is None else "is damaged") + lost)
         else:
             try:
-                # Refuses what is no store, or is of a newer format.
+                # Raises if this is no store, or has a newer format.
                 self._spec = open_store(self.location).spec
             except DamagedError as error:
                 self.say("document", key, f"is damaged ({error})")
@@ -120,7 +121,7 @@ class Walk:
             self.document(key, group_document(stored))
 
     def _scale(self, spec: StoreSpec) -> None:
-        """Check that the factors that the store's spec names are there, and are those."""
+        """Check that the factors named in the store's spec exist, and have that hash."""
         if spec.scale is None or spec.parameters is None:
             return
         path = layout.scale_path(spec.scale.digest)
@@ -181,17 +182,17 @@ class Walk:
                 self.strange(key)
 
     def strange(self, key: str, **where: Any) -> None:
-        """Keep a key that no writer makes: a finding, or a leftover of a writer."""
+        """Record a key that no writer makes, as a finding or as a writer's leftover."""
         if layout.is_leftover(key):
             self.leftovers.append(key)
         else:
             self.say("foreign", key, "is not part of a store; remove it by hand", **where)
 
     def opened(self, epoch: Epoch, name: str, *, alone: bool = False) -> Split | None:
-        """Open a split as its document says now; None, with a finding, where that cannot be read.
+        """Open a split as its document is now; report and return None if it cannot be read.
 
-        A document that says the same in other bytes is repaired only where nobody else may drop the
-        split meanwhile: ``alone``.
+        A document with the same attributes in other bytes is repaired only under a claim (``alone``),
+        when nobody else can drop the split meanwhile.
         """
         path = layout.split_path(epoch, name)
         key = layout.document_key(path)
@@ -207,7 +208,7 @@ class Walk:
             lost = "put it back from a copy, or remove the folder and featurize again"
             self.say("document", key, f"{what}; {lost}", epoch=epoch, split=name)
             return None
-        # The same attributes in other bytes: some other program wrote the document again.
+        # The attributes are equal and the bytes are not: another program rewrote the document.
         wanted = group_document(attributes(document or b"", path))
         if alone is self.repair:
             if document != wanted:
@@ -218,7 +219,7 @@ class Walk:
         return made
 
     def _of_this_store(self, spec: SplitSpec, key: str, **where: Any) -> None:
-        """Check that the store's own document and that of a split go together."""
+        """Check that the store's own document and that of a split belong together."""
         if self._spec is None:
             return  # which is said of the root
         try:
@@ -229,8 +230,8 @@ class Walk:
     def is_dropped(self, path: str, spec: SplitSpec) -> bool:
         """Tell whether the features of a split were dropped.
 
-        A damaged note, which is a finding of its own, says nothing: then it is seen from the features,
-        and those that are there are checked as any others.
+        A damaged note is a finding of its own, and cannot tell: then the features decide, and those
+        that exist are checked as usual.
         """
         try:
             return is_dropped(self.location, path, spec)
@@ -239,7 +240,7 @@ class Walk:
             return not self.location.find(folder, lambda _: True)
 
     def keep(self, split: Split) -> None:
-        """Take a split that was opened for what it was found to be since."""
+        """Remember an opened split for later checks, in place of its earlier state."""
         self._opened[split.path] = split
 
     def opened_splits(self, name: str) -> list[Split]:
@@ -255,8 +256,8 @@ class Walk:
         where = {"epoch": split.epoch, "split": split.name}
         for name, wanted in array_documents(split.spec).items():
             key = layout.document_key(split.path, name)
-            # A split without a block and without an array's document was not made to the end: the next
-            # writer makes the rest.
+            # Without any block or array document, the split was not completely made: the next writer
+            # makes the rest.
             if any_written or self.read(key)[0] is not None:
                 self.document(key, wanted, **where)
         if split.dropped and not self.repair:
@@ -278,7 +279,7 @@ class Walk:
                 self.leftovers.append(folder)
 
     def left_out(self, split: Split, name: str, remedy: str) -> None:
-        """Check a column that leaves rows out: it has chunks for blocks with such rows only."""
+        """Check a column of left-out rows: it has chunks only for blocks with such rows."""
         path, size = layout.child(split.path, name), split.spec.block_rows + TAIL
         where = {"epoch": split.epoch, "split": split.name}
         keys = self.find(path, lambda key: belongs(split, key))
@@ -292,7 +293,7 @@ class Walk:
 
     def abandoned(self, key: str) -> bool:
         """Tell whether no running writer can own a file: it is more than an hour old."""
-        # Only a local disk tells the age of a file; elsewhere writers leave no temporary ones.
+        # Only a local disk tells the age of a file; other writers leave no temporary files.
         root = getattr(self.location.store, "root", None)
         if root is None:
             return False
@@ -312,7 +313,7 @@ class Walk:
                 self.say("document", key, f"{what}; it is a record only, and may be removed")
 
     def saved(self) -> None:
-        """Check the saved tables, but for grams."""
+        """Check the saved tables, except grams."""
         for path in self.groups(layout.SCORES):
             self.findings += check_table(self.location, path)
         for top, read in ((layout.DYNAMICS, read_record), (layout.EVALUATION, read_models)):
@@ -325,8 +326,8 @@ class Walk:
             self.findings += self._dropped(path) if wrong and self.repair else wrong
 
     def _dropped(self, path: str) -> list[Finding]:
-        """Drop a bad index, which follows from the rows; return what was wrong with it."""
-        # Under its claim: another process may build it.
+        """Drop a bad index, which can be made again from the rows; return its fault."""
+        # Under its claim, since another process may be building it.
         with claimed(self.location, path, "repair"):
             wrong = list(check_table(self.location, path, check_index))
             if wrong:
@@ -339,7 +340,7 @@ class Walk:
         return [layout.child(path, name) for path in above for name in self.below(path)]
 
     def below(self, path: str) -> list[str]:
-        """List the groups in a group, whose document has to be there if there are any."""
+        """List the groups in a group, whose document must exist if there are any."""
         key = layout.document_key(path)
         names = self._unless_foreign(path, partial(table_names, self.location, path))
         if self.findings and self.findings[-1].key == path:

@@ -10,10 +10,10 @@ A save directory has::
     {model}/_is_featurized.mmap      (train, 1) int32
     {model}/{name}_grads.mmap        (num_targets, dim) the same of an experiment's targets
 
-all ``.mmap`` in NumPy's format, float32 or float16. Its features are g·P/√p, where p is the number of
-parameters that are differentiated and P has entries of variance 1 (normal, or ±1; never divided by
-√dim): times √(p/dim) they are ours, with E[PᵀP] = I. The directory does not say p. Each model has a
-P of its own, so features of two epochs cannot be compared with each other.
+All ``.mmap`` files are in NumPy's format, float32 or float16. Features there are g·P/√p, where p is the
+number of differentiated parameters and P has entries of variance 1 (normal, or ±1; never divided by
+√dim): times √(p/dim) they are ours, with E[PᵀP] = I. The directory does not record p. Each model has a
+P of its own, so that features of two epochs cannot be compared with each other.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def import_traker(
     models : sequence of int, optional
         Model ids; all by default.
     parameters : int, optional
-        Number of scalar parameters that were differentiated. With it, features are multiplied by
-        √(parameters/dim), so that their products estimate those of gradients; without it they are
-        copied as they are. TRAK scores are the same either way, since damping is relative.
+        Number of scalar parameters that were differentiated. If it is given, features are multiplied by
+        √(parameters/dim), so that their products estimate those of gradients; otherwise they are copied
+        unchanged. TRAK scores are the same either way, since damping is relative.
     dtype : {"float32", "float16", "int8"}
         Stored dtype; float16 is traker's own default.
 
@@ -79,11 +79,11 @@ def import_traker(
     LocationError
         When there is no save directory.
     NotFoundError
-        When a model is not there, or its gradients were deleted (``del_grads=True``).
+        When a model does not exist, or its gradients were deleted (``del_grads=True``).
     IncompleteError
-        When a model was not featurized to the end.
+        When a model was not featurized completely.
     DamagedError
-        When a file has not the shape that the metadata says.
+        When a file does not have the shape that the metadata says.
     SpecMismatchError
         When the store, or a split, holds something else.
     """
@@ -95,8 +95,8 @@ def import_traker(
         store, projection=ProjectionSpec("external", dim=source.dim), dtype=dtype
     )
     scale = source.scale(parameters)
-    # Block by block, with the hash of some rows as the checkpoint: a copy that was stopped goes on, and
-    # one of other features under the same model id is refused.
+    # Blocks are written one by one, with the hash of some rows as the checkpoint. So a stopped copy can
+    # go on, and other features under the same model id are refused.
     for model in chosen:
         q = source.array(model, "out_to_loss.mmap", (source.rows, 1))[:, 0]
         train = _Scaled(source.array(model, "grads.mmap", (source.rows, source.dim)), scale)
@@ -145,7 +145,7 @@ class _SaveDirectory:
         return tuple(sorted(self.finished))
 
     def require_finished(self, model: int) -> None:
-        """Refuse a model that is not there, or not featurized, or without its gradients."""
+        """Refuse a model that does not exist, is not featurized, or lacks its gradients."""
         if model not in self.finished:
             raise NotFoundError(
                 f"{self.path} has no model id {model}{did_you_mean(model, self.finished)}"
@@ -174,7 +174,7 @@ class _SaveDirectory:
         return np.asarray(array)
 
     def scale(self, parameters: int | None) -> float:
-        """Return the factor that gives features E[PᵀP] = I, as far as p is known."""
+        """Return the factor that gives features E[PᵀP] = I, if p is known."""
         if self.matrix == "na":  # no projection: P = I, so p = dim
             return math.sqrt(self.dim)
         if parameters is None:
@@ -200,8 +200,8 @@ class _Scaled:
         return np.asarray(self.array[rows], dtype=np.float32) * np.float32(self.factor)
 
     def fingerprint(self) -> str:
-        """Return a hash of at most 32 spaced rows and the factor, to tell features from others."""
-        # Rows as they lie in the file, before the factor, which is hashed by itself.
+        """Return a hash of the factor and at most 32 spaced rows, to recognise these features."""
+        # Rows as they are in the file; the factor is hashed by itself.
         step = -(-len(self.array) // 32)
         some = hashlib.sha256(np.ascontiguousarray(self.array[::step]).tobytes())
         some.update(repr(self.factor).encode())

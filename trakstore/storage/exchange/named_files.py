@@ -1,4 +1,4 @@
-"""Files that people name, such as pages and exports: checked before the work, and clear errors."""
+"""Files that people name, such as pages and exports: checked before the work, with clear errors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from trakstore.paths import exists, is_folder
 
 
 def check_file_place(path: Path) -> None:
-    """Raise a :class:`LocationError` where no file could be written: before it is computed.
+    """Raise a :class:`LocationError` if no file could be written, before its content is computed.
 
-    Permissions do not tell of everything (root, read-only or full disks, ``/proc``), so a file
-    without a name is made in the folder, which leaves nothing behind.
+    Permissions do not tell everything (root, read-only or full disks, ``/proc``), so a nameless file is
+    made in the folder; it leaves nothing behind.
     """
     folder = path.absolute().parent
     with writing(path):
@@ -33,7 +33,7 @@ def check_file_place(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system refuses meanwhile into one :class:`LocationError` that names the file."""
+    """Turn the system's errors in the ``with`` block into a :class:`LocationError` naming the file."""
     try:
         yield
     except TrakStoreError:

@@ -44,13 +44,13 @@ def export_split(
     epoch, split
         The split.
     to : path
-        ``*.npy`` has one column, in the stored dtype, but features of 8 bits as float32.
-        ``*.parquet`` has all: a row a sample, with
-        ``features`` as a list of fixed size, and the specs of store and split as metadata
-        (``trakstore.store``, ``trakstore.split``); it needs ``pip install trakstore[parquet]``.
-        The file appears when it is complete; one that is there is not replaced.
+        ``*.npy`` gets one column in the stored dtype, except that features of 8 bits become float32.
+        ``*.parquet`` gets all columns, a row a sample, with ``features`` as a list of fixed size, and
+        the specs of store and split as metadata (``trakstore.store``, ``trakstore.split``); it needs
+        ``pip install trakstore[parquet]``. The file appears when it is complete; an existing one is not
+        replaced.
     column : str
-        The column of an ``.npy`` file.
+        Column for an ``.npy`` file.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def export_split(
     DamagedError
         When stored bytes are damaged; nothing is left behind.
     LocationError
-        When the file is there or cannot be written.
+        When the file exists or cannot be written.
     TrakStoreError
         For another ending, or strings for an ``.npy`` file.
     """
@@ -86,11 +86,11 @@ def export_split(
 
 @contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
-    """Make a temporary file that gets its name when all went well."""
+    """Make a temporary file that gets its final name if all goes well."""
     check_file_place(target)
     if exists(target):
         raise LocationError(f"{target} is there already; remove it or choose another name")
-    # In the same folder: only within one file system is a rename a single step.
+    # In the same folder: a rename is a single step only within one file system.
     partial = target.with_name(f"{uuid.uuid4().hex}.partial")
     with writing(target):
         try:
@@ -101,7 +101,7 @@ def _new_file(target: Path) -> Iterator[Path]:
 
 
 def _pieces(split: Split) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows whose features are about a chunk; whole chunks, where rows are short."""
+    """Yield ranges of rows whose features are about a chunk; whole chunks if rows are short."""
     chunk = split.spec.chunk_rows
     return ranges(split.rows, max(1, CHUNK_BYTES // split.row_bytes // chunk) * chunk)
 
@@ -110,7 +110,7 @@ def _write_npy(split: Split, name: str, path: Path) -> None:
     column = split.column(name)
     if column.dtype.kind == "T":
         raise TrakStoreError(f"column {name!r} has strings, which .npy cannot hold; use .parquet")
-    # The header is written by itself, and rows behind it: np.save would need all of them in memory.
+    # The header and the rows are written separately: np.save would need all rows in memory.
     with path.open("xb") as file:
         header = {"descr": column.dtype.str, "fortran_order": False, "shape": column.shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -124,8 +124,8 @@ def _write_parquet(store: FeatureStore, split: Split, path: Path) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise TrakStoreError("Parquet needs pyarrow: pip install 'trakstore[parquet]'") from None
-    # The schema is made before the first rows are read: all row groups have the same types.
-    # Features are those that queries see: of 8 bits, times the scale of each row.
+    # The schema is made before any rows are read, so that all row groups have the same types.
+    # Features are written as queries see them: those of 8 bits times the scale of each row.
     names = [name for name in split.columns if name != layout.ROW_SCALE]
     schema = pa.schema([(name, _arrow_type(split, name)) for name in names])
     specs = {"trakstore.store": store.spec.to_dict(), "trakstore.split": split.spec.to_dict()}
