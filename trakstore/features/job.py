@@ -52,8 +52,7 @@ class Job:
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers and
         lists of numbers; outputs of classification take ``(input, ..., label)``. Columns of dicts that
         hold no numbers (texts, other objects) and that the model's forward does not take are carried
-        along. :class:`Streamed` makes a data set from a mere iterable, :class:`Documents` one with a
-        row for each document of packed sequences.
+        along. :class:`Streamed` makes one from an iterable, :class:`Documents` from packed documents.
     output : str, ModelOutput or callable, optional
         The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
         ``"causal_lm"``, ``"masked_lm"`` or your own. By default the one of the model's task, which the
