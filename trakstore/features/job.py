@@ -52,8 +52,7 @@ class Job:
         Map-style data sets without random transforms. Samples are trees of tensors, arrays, numbers and
         lists of numbers; outputs of classification take ``(input, ..., label)``. Columns of dicts that
         hold no numbers (texts, other objects) and that the model's forward does not take are carried
-        along. :class:`Streamed` makes a data set from a mere iterable, :class:`Documents` one with a
-        row for each document of packed sequences.
+        along. :class:`Streamed` makes one from an iterable, :class:`Documents` from packed documents.
     output : str, ModelOutput or callable, optional
         The scalar that is differentiated: ``"margin"``, ``"cross_entropy"``, ``"squared_error"``,
         ``"causal_lm"``, ``"masked_lm"`` or your own. By default the one of the model's task, which the
@@ -114,13 +113,13 @@ class Job:
         are withdrawn, and missing until then. If that disagrees too, the run stops. Where padding is
         what a row differs by, samples are computed in batches of one length instead.
     scale : {"samples", "adam"}, path or mapping, optional
-        Second moments v. Gradients are divided by their fourth root before the projection, so that
-        products of two are divided by √v, as steps of Adam are: for models that Adam trained.
-        ``"samples"``: moments of gradients of some samples of the first data set, with labels drawn
-        from the model at the last epoch. ``"adam"``: the optimizer's moments, from ``optimizer.pt`` (or
-        FSDP's shards) in the last checkpoint's folder; or the path of such a file. Or a mapping of
-        parameter names to tensors of second moments, in the parameters' shapes. They are stored,
-        factored into rows and columns of each matrix, the same for all epochs. Default: the store's.
+        Second moments v, by whose fourth root gradients are divided before the projection, so that
+        products of two are divided by √v: for models trained by Adam, whose steps are. ``"samples"``:
+        moments of gradients of some samples of the first data set, with labels drawn from the model at
+        the last epoch. ``"adam"``: the optimizer's moments, from ``optimizer.pt`` (or FSDP's shards) in
+        the last checkpoint's folder; or the path of such a file. Or a mapping of parameter names to
+        tensors of second moments. They are stored, factored into rows and columns of each matrix, the
+        same for all epochs. Default: the store's.
     sampled : int or mapping of split to int
         Draws of labels from the model's own predictions, for each sample of the split ``"train"`` (or
         of the splits named). Features with these labels are written as a split ``train~sampled``, from

@@ -1,4 +1,4 @@
-"""Code of functions: which global names it reads, whether it is a user's, and what it is within."""
+"""Code of functions: the global names that it reads, and whether it is a user's or installed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIBRARIES = (
 
 
 def installed(file: str | None) -> bool:
-    """Tell whether a file is of Python, an installed package or trakstore; None is built in."""
+    """Tell whether a file belongs to Python, an installed package or trakstore; None means built in."""
     if file is None or file.startswith("<frozen"):
         return True
     path = Path(file)
@@ -68,10 +68,10 @@ def function_of(value: Any) -> Any:
 def global_values(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield global names that a function reads and does not set, with their values.
 
-    A module that is not installed comes as the names that are read of it.
+    For a module that is not installed, the names read from it are yielded.
     """
-    # The code says which globals it reads: all others may change without another result. A module's
-    # attribute is the instruction after that which loads the module.
+    # Only globals that the code reads can change its result. The instruction after one that loads a
+    # module names the module's attribute.
     steps = [step for code in _codes(function.__code__) for step in dis.get_instructions(code)]
     own = {step.argval for step in steps if step.opname == "STORE_GLOBAL"}
     for step, after in zip(steps, [*steps[1:], None], strict=True):

@@ -1,7 +1,7 @@
-"""Identity of a user's function: a digest of its code, and of what it computes with.
+"""Identity of a user's function: a digest of its code, and of the values that it uses.
 
-What is installed (the standard library, packages, trakstore) counts by its name: its code changes with
-every version, and is not what people edit between two runs.
+Installed code (the standard library, packages, trakstore) counts by its name, since it changes with
+every version and is not what people edit between two runs.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def function_name(function: Any) -> str:
 def code_digest(function: Callable[..., Any]) -> str:
     """Return a digest that is equal for functions that compute the same, and Python's version.
 
-    It is over the compiled code; over closures, defaults, arguments of ``functools.partial``, and
-    global names that the code reads; and so on for functions, classes and objects among these. An
-    object is its class and its attributes, of installed classes those that are plain: numbers,
-    strings, arrays, trees of them, functions. A module of torch is its weights, too. Devices do not
-    count; files, random states, and what is imported within a function are not seen.
+    It covers the compiled code, closures, defaults, arguments of ``functools.partial``, and global
+    names that the code reads, and in turn the functions, classes and objects among these. An object
+    counts by its class and its attributes; for an installed class only by plain ones: numbers, strings,
+    arrays, trees of them, functions. A torch module also counts by its weights. Devices do not count.
+    Files, random states and imports within a function are not seen.
     """
     digest = _Digests(function).of(function).hex()[:16]
     return f"{digest} of Python {sys.version_info.major}.{sys.version_info.minor}"
@@ -84,8 +84,8 @@ class _Digests:
         if _simple(value):
             return _digest([type(value).__name__, repr(value)])
         if id(value) not in self._done:
-            # Values may hold themselves, as functions that call one another do: where one comes again
-            # within itself, it counts as the number that it has here.
+            # Values may contain themselves, as functions that call each other do: such a value is
+            # represented by its number here.
             self._done[id(value)] = _digest(["again", str(len(self._done))])
             self._kept.append(value)
             self._done[id(value)] = _digest([_place(type(value)), *self._parts(value)])
@@ -229,7 +229,7 @@ def _place(cls: type) -> str:
 
 
 def _digest(parts: list[bytes | str]) -> bytes:
-    """Return the digest of parts whose lengths count, so that no two lists have one."""
+    """Return a digest of the parts and their lengths, so that different lists differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part

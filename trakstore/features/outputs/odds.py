@@ -1,7 +1,8 @@
-"""Log-odds from logits, in log space: right for losses of 1e-30 as for those of 1,000.
+"""Log-odds from logits, in log space: as exact for losses of 1e-30 as for those of 1,000.
 
-With p the probability of what is right, x = log((1 - p)/p) is the log-sum-exp of the other logits minus
-the own one, and the loss -log p = softplus(x). A loss that was rounded has lost 1 - p; x has not.
+With p the probability of the right class, x = log((1 - p)/p) is the log-sum-exp of the other logits
+minus its own, and the loss is -log p = softplus(x). A rounded loss no longer shows a small 1 - p; x
+does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from trakstore.features.outputs.model_output import RowOutputs
 
 __all__ = ["log_losses", "log_odds", "outside", "precise", "rounded", "shortfall"]
 
-# Below this, log softplus(x) is x, and log(expm1(exp(x))) too, to the last digit of a float64.
+# Below this, log softplus(x) and log(expm1(exp(x))) equal x to the last digit of a float64.
 _TINY = -37.0
 
 
@@ -48,9 +49,9 @@ def shortfall(logits: Tensor, labels: Tensor) -> Tensor:
     own, others = logits.gather(-1, at).squeeze(-1), logits.scatter(-1, at, -torch.inf)
     if logits.dtype == torch.float64:
         return others.logsumexp(-1) - own
-    # Float32 logits would have to be widened for a float64 log-sum-exp, the whole vocabulary of them.
-    # Instead the largest is subtracted first, from a copy that is ours. What is left is a number from 0
-    # to the logarithm of the classes, which float32 hardly rounds, and only such are widened.
+    # A float64 log-sum-exp would widen the float32 logits of the whole vocabulary. Instead the largest
+    # is subtracted first, in our own copy. The log-sum-exp is then between 0 and the logarithm of the
+    # classes, where float32 rounds little, and only this number is widened.
     top = others.detach().amax(-1, keepdim=True)
     rest = precise(others.sub_(top).logsumexp(-1))
     return rest + (precise(top.squeeze(-1)) - precise(own))
@@ -63,8 +64,8 @@ def outside(labels: Tensor, classes: int) -> Tensor:
 
 def log_losses(x: Tensor) -> Tensor:
     """Compute logarithms of the losses softplus(x)."""
-    # Each branch of a ``where`` must have a finite gradient, also where the other is taken: 0 times an
-    # infinite one would be NaN.
+    # Both branches of a ``where`` need finite gradients everywhere: for the branch not taken, 0 times
+    # infinity would be NaN.
     near = x.clamp(min=_TINY)
     return torch.where(x < _TINY, x, F.softplus(near).log())
 
@@ -72,9 +73,9 @@ def log_losses(x: Tensor) -> Tensor:
 def log_odds(log_loss: Tensor) -> RowOutputs:
     """Compute log-odds log(p / (1 - p)) of samples of probability p = exp(-loss).
 
-    The loss is again a function of them: loss = log(1 + exp(-output)), ``out_to_loss`` = 1 - p.
-    For one label of many it is the margin of TRAK (Park et al., 2023, section 3.2); for sequences and
-    pairs it is the same of their probability.
+    The loss is a function of them: loss = log(1 + exp(-output)), with ``out_to_loss`` = 1 - p. For one
+    label of many they are the margin of TRAK (Park et al., 2023, section 3.2); for sequences and pairs,
+    the same with their probability.
     """
     loss, near = log_loss.exp(), log_loss.clamp(min=_TINY).exp()
     odds = -near - torch.log(-torch.expm1(-near))

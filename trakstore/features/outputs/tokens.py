@@ -1,4 +1,4 @@
-"""Outputs that are made of tokens: the part of a sample's output that some of its tokens have."""
+"""Outputs made of tokens, and the part that some tokens have in a sample's output."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["OfTokens", "SeparatesTokens", "need_tokens"]
 class OfTokens(NamedTuple):
     """A batch whose rows are some tokens of samples.
 
-    The output of a row is its sample's, of which only the tokens' own losses are differentiated. An
-    output is a function of its tokens' losses, so that gradients of the rows of all tokens add up to
-    the gradient of the sample, with its normaliser and whatever the function's slope is.
+    The output of a row is that of its sample, but only the losses of the row's tokens are
+    differentiated. Since an output is a function of its tokens' losses, the gradients of all rows of a
+    sample add up to the sample's gradient, whatever the normaliser and slope of the function are.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
-"""Pieces of one backward pass: added as they come, or the small ones together at its end.
+"""Pieces of one backward pass, added as they come, or the small ones together at its end.
 
-A bias or a scale has few entries, and on a GPU a kernel for each takes longer to start than to run. So
-there their gradients are laid side by side, and one kernel adds them all, by a list of the entries that
-fall on each feature.
+A bias or a scale has few entries, and on a GPU a kernel for each takes longer to start than to run.
+There their gradients are laid side by side, and one kernel adds all of them, by lists of the entries
+that fall on each feature.
 """
 
 from __future__ import annotations
@@ -70,29 +70,29 @@ class Collecting:
         return False
 
     def finish(self) -> None:
-        """Add what waits."""
+        """Add the pieces that wait."""
 
 
 class Changed(Collecting):
-    """Pieces that are first made others, and then collected by another projector.
+    """Pieces that are first converted, and then collected by another projector.
 
     Parameters
     ----------
     change : callable
-        Gives the piece that is collected for the one that came.
+        Function that returns the piece to collect for a given one.
     collecting : Collecting
-        What collects it.
+        Collector of the converted pieces.
     """
 
     def __init__(self, change: Callable[[Piece], Piece], collecting: Collecting) -> None:
         self._change, self._collecting = change, collecting
 
     def add(self, out: Tensor, piece: Piece) -> None:
-        """Add the projection of a piece, made another before."""
+        """Add the projection of a piece after converting it."""
         self._collecting.add(out, self._change(piece))
 
     def finish(self) -> None:
-        """Add what waits."""
+        """Add the pieces that wait."""
         self._collecting.finish()
 
 
@@ -135,7 +135,7 @@ class SmallPieces(Collecting):
         return rows.tile[0].numel() <= _SMALL and self._waits(out.device)
 
     def finish(self) -> None:
-        """Add what waits: all pieces of one output at once."""
+        """Add the pieces that wait, all of one output at once."""
         waiting, self._waiting = self._waiting, {}
         for out, pieces in waiting.values():
             if len(pieces) == 1:
@@ -144,6 +144,6 @@ class SmallPieces(Collecting):
                 continue
             places = tuple((p.name, p.first_row, p.first_row + p.tile.shape[1]) for p in pieces)
             entries = torch.cat([piece.tile.flatten(1).to(torch.float32) for piece in pieces], 1)
-            # A kernel is started on the device that is current, which may be another layer's.
+            # A kernel runs on the current device, which may be that of another layer.
             with torch.cuda.device_of(out):
                 self._add_listed(out, places, entries)

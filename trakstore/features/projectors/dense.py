@@ -1,7 +1,7 @@
 """Dense random projections: strips of P are drawn from a counter, used for all samples, and dropped.
 
 A strip stays in its core's cache. Drawing it costs as much as multiplying it with about ten samples, so
-batches of 64 and more come near to the speed of a matrix product.
+that batches of 64 or more come close to the speed of a matrix product.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Dense(Projector):
             work(totals[start], start, stop)
 
         shared(size, entries * self.dim * _MULTIPLY, add)
-        # In one order, whichever thread was first: sums of floats depend on it.
+        # In a fixed order, whichever thread was first, since the rounding of sums depends on it.
         for start in sorted(totals):
             out += totals[start]
 

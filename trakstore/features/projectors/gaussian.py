@@ -32,8 +32,8 @@ class Gaussian(Dense):
             (hash3(index // rest, index % rest, 2 * pairs + i, key).double() + 0.5) / 2**32
             for i in (0, 1)
         )
-        # The words are taken as float64, which holds all 32 bits: as float32 the logarithm's argument
-        # would be rounded, to 1 among others. What comes out is as exact as float32 is.
+        # The words become float64, which holds all 32 bits: in float32 the argument of the logarithm
+        # would be rounded, sometimes to 1. The results are exact to float32.
         radius, angle = (-2 * u.log()).sqrt().float(), (2 * math.pi * v).float()
         both = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
         return both.flatten(1)[:, : columns[1] - columns[0]] / math.sqrt(self.dim)

@@ -51,7 +51,7 @@ class Kronecker(Projector):
         self._side, self._factors = spec.side or 1, factors
         small = tuple((name, self._small(shape)) for name, shape in self.matrices.items())
         self._sketch = SJLT(spec, ParameterSpec(small))
-        # A model whose layers depend on the data has other ones beside one another in each batch.
+        # In a model whose layers depend on the data, other layers come together in each batch.
         self._beside = Recent[tuple[tuple[str, ...], torch.device], Side](2 * len(self.shapes))
 
     def of_scaled(self, factors: Mapping[str, Sides]) -> Kronecker:
@@ -76,11 +76,11 @@ class Kronecker(Projector):
         self.add_piece(out, Rows(name, tile, first_row))
 
     def add_piece(self, out: Tensor, piece: Piece) -> None:
-        """Add the projection of a piece, made small before."""
+        """Add the projection of a piece after making it small."""
         self._sketch.add_piece(out, self.small(piece))
 
     def add_outer(self, out: Tensor, outer: Outer) -> None:
-        """Add a product of two factors, each projected before."""
+        """Add a product of two factors, each of which is projected first."""
         self.add_piece(out, outer)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:

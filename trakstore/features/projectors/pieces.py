@@ -90,7 +90,7 @@ class Outer(NamedTuple):
     @property
     def low_dtype(self) -> torch.dtype | None:
         """Dtype of 16 bits in which both factors are multiplied; None for float32."""
-        # No sample at all tells the dtype of the right factor, which is not made for that.
+        # A range of no samples tells the dtype of the right factor, without making it.
         right = self.unfolded(0, 0).input if self.unfolded else self.make_right(0, 0)
         return low_dtype(self.left, right)
 
@@ -111,12 +111,12 @@ class Outer(NamedTuple):
         They are ``(batch, rows, columns)``, float32. On a GPU factors in 16 bits are multiplied as
         such, as in training, and summed in float32. There ``start`` is a multiple of 8.
         """
-        # The right factor is made once, for all rows that are then formed.
+        # The right factor is made once, for all rows that are formed afterwards.
         left, right = self._operands()
         if left.dtype == torch.float32:
             return lambda a, b: left[:, :, a:b].transpose(1, 2) @ right
         columns = self.columns
-        # Rows and columns of zeros behind the last ones are formed, too, and not shown.
+        # Zero rows and columns after the last ones are formed too, and cut off.
         return lambda a, b: wide_bmm(left[:, :, a : up_to_aligned(b)].transpose(1, 2), right)[
             :, : b - a, :columns
         ]

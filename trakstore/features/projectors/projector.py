@@ -45,7 +45,7 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 def remembered(
     method: Callable[[_Owner, *_Arguments], _Result],
 ) -> Callable[[_Owner, *_Arguments], _Result]:
-    """Keep on the object what a method gave for its arguments: it is freed with the object."""
+    """Cache a method's results by its arguments, on the object, with which they are freed."""
 
     @wraps(method)
     def remembering(self: _Owner, *args: *_Arguments) -> _Result:
@@ -88,8 +88,8 @@ class Projector(ABC):
     def of_columns(self, columns: Mapping[str, tuple[int, int]]) -> Projector:  # noqa: ARG002
         """Return the projector of gradients that are zero but in some columns, which alone are given.
 
-        It may want more columns than those: what it is given has ``matrices[name][1]`` of them, from
-        ``first_columns[name]`` on. By default it wants all.
+        It may need more columns than those: tiles must have ``matrices[name][1]`` columns, from
+        ``first_columns[name]`` on. By default it needs all.
 
         Parameters
         ----------
@@ -143,14 +143,14 @@ class Projector(ABC):
         if out.device.type == "cpu":
             most = max(1, _TILE // entries)
         else:
-            # Whole tiles of a tensor core; a tile that began elsewhere would be read number by number.
+            # Whole tiles of a tensor core: a tile that began elsewhere would be read number by number.
             most = max(1, _LARGE_TILE // entries // _CORE) * _CORE
         for start, stop in ranges(outer.rows, most):
             self.add(out, outer.name, form(start, stop), outer.first_row + start)
 
     def add_gathered(self, out: Tensor, gathered: Gathered) -> None:
         """Add rows that an index picks: by default each of them as a tile of one row."""
-        # A row that a sample has twice has the sum of both. Rows that nobody has are never formed.
+        # A row that a sample has twice gets the sum of both. Rows that no sample has are never formed.
         used, which = torch.unique(gathered.index, return_inverse=True)
         for i, row in enumerate(used.tolist()):
             tile = torch.einsum("bn,bnc->bc", (which == i).float(), gathered.values.float())

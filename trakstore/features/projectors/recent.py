@@ -14,13 +14,13 @@ _Value = TypeVar("_Value")
 
 
 class Recent(Generic[_Key, _Value]):
-    """Values by their keys, of which the one that was asked for longest ago goes first.
+    """Cache of values by key, which drops the least recently used one first.
 
     Parameters
     ----------
     most : int
-        Number of values that are kept. It is at least that of the keys which are asked for again and
-        again in turn: with one less, each would be dropped just before it is needed.
+        Number of values that are kept. It should be at least the number of keys that are used in turn:
+        with one less, each value would be dropped just before its next use.
 
     Examples
     --------
@@ -34,7 +34,7 @@ class Recent(Generic[_Key, _Value]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._values: OrderedDict[_Key, _Value] = OrderedDict()
-        # A backward pass has a thread for each device, and they may ask at once.
+        # A backward pass has a thread for each device, and these may ask at the same time.
         self._lock = Lock()
 
     def __len__(self) -> int:

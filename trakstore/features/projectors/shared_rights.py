@@ -1,7 +1,8 @@
-"""Right factors that several parameters have, as the weights of query, key and value have one input.
+"""Right factors that several parameters share, as weights of query, key and value share an input.
 
-A matrix for each of them makes few columns of a factor with many, so that most of the time goes into
-reading the factor. Here it is read once, and multiplied with the matrices of all of them side by side.
+The matrix of each parameter reduces a factor with many columns to a few, so that most of the time goes
+into reading the factor. Here it is read once, and multiplied with the matrices of all parameters side
+by side.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class SharedRights:
         names, side = self._sides_of(outer)
         if len(names) == 1:
             return outer.right_times(0, outer.batch, side)
-        # Names are what layers say of their inputs; that this is the same factor, memory says. A factor
-        # is held until all have come, so that no other one lies there meanwhile, and no longer.
+        # Layers name parameters with the same input; the memory address confirms that the factor is the
+        # same. A factor is held until all of them have come, so that its memory is not reused
+        # meanwhile.
         right = outer.make_right(0, outer.batch)
         place = right.data_ptr(), right.shape, right.stride()
         if (outer.name, place) not in self._held:
@@ -50,5 +52,5 @@ class SharedRights:
         return product, unit
 
     def clear(self) -> None:
-        """Let go of products whose parameters have not come."""
+        """Drop products whose parameters have not come."""
         self._held.clear()

@@ -1,8 +1,8 @@
 """Sums of gradients along rows and columns with random signs: second moments without their squares.
 
-For signs s, the mean over signs of (Σ_c s[c]·g[r, c])² is Σ_c g[r, c]². So the squares of linear sums
-give the row and column means of squared gradients, by the same engines as features, and nothing of a
-gradient is formed. Signs are new for each draw, which the caller counts.
+For random signs s, the mean of (Σ_c s[c]·g[r, c])² is Σ_c g[r, c]². So the squares of linear sums give
+the row and column means of squared gradients, by the same engines as features, without forming a
+gradient. Each draw, numbered by the caller, has new signs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIGNS = ProjectionSpec("sjlt", dim=1)  # by which signs are drawn; never projec
 
 
 class SignSums(Projector):
-    """For each parameter the sums along its rows, then those along its columns, one number each.
+    """Sums of each parameter along its rows, then along its columns, a number for each.
 
     Attributes
     ----------

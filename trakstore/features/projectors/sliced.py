@@ -1,7 +1,7 @@
 """Projections of the parts of gradients that a rank holds, at their true places.
 
-P is a function of the index, so that a part is added as what it is: some rows of the parameter, or some
-columns of all of them, with zeros in those beside them that the projector wants as well.
+P is a function of the index, so that a part is added at its own place: some rows of the parameter, or
+some columns of all rows, with zeros in the neighbouring columns that the projector also needs.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Sliced(Projector):
         self._need_part(outer.name, outer.columns, span)
         widened = partial(self._made_wide, outer.make_right, outer.name, span)
         columns = self._projector.matrices[outer.name][1]
-        # What gives the factor in other ways knows nothing of the columns of other ranks, and each
-        # parameter has a wider one of its own.
+        # The faster forms of the factor lack the columns of other ranks, and the widened factor differs
+        # between parameters: both are left out.
         placed = outer._replace(make_right=widened, columns=columns, beside=())
         return placed._replace(filtered=None, unfolded=None)
 

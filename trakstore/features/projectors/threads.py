@@ -1,7 +1,7 @@
 """Samples of a batch shared among threads, each with a whole evaluation of its own.
 
-A thread that forms a tile, adds it and drops it works in its core's cache and waits for nobody; torch
-would cut every single operation in pieces instead. Inside such a thread torch uses one thread.
+A thread that forms a tile, adds it and drops it works in its core's cache and waits for nobody, while
+torch would divide every single operation among threads. Within such a thread, torch uses one thread.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _without_gradients(work: Callable[[int, int], None], start: int, stop: int) 
 @cache
 def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="trakstore-projector")
-    # Each job waits for all others, so that each is in a thread of its own and sets that one's number.
+    # Each job waits for all others, so that each runs in another thread, and sets the number of that
+    # thread.
     together = Barrier(threads)
 
     def start() -> None:

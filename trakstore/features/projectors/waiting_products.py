@@ -89,7 +89,7 @@ class WaitingProducts(Collecting):
                 self._collecting.add(out, Rows(name, product))
 
     def finish(self) -> None:
-        """Add what waits."""
+        """Add the pieces that wait."""
         self._rights.clear()
         self._multiply()
         self._collecting.finish()

@@ -1,4 +1,4 @@
-"""Tensors that other hooks of a module exchange: what was known of them is carried over."""
+"""Tensors that other hooks of a module replace: knowledge about them is carried over."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["carried"]
 
 @contextmanager
 def carried(module: nn.Module, carry: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Tell of each tensor that a hook of a module puts in another's place, as FSDP's hooks do.
+    """Call ``carry`` for each tensor that a hook of a module replaces by another, as FSDP's hooks do.
 
     Parameters
     ----------
     module : nn.Module
     carry : callable
-        Is given what a module got or gave before its hooks, and what it is after them.
+        Function of a tensor before the module's hooks, and the one after them.
     """
     held: list[list[Tensor]] = []
 

@@ -1,9 +1,9 @@
 """Signs of life of ranks that share a model: one that hangs, or is lost, ends the others.
 
-A rank that waits in a collective operation for one that has stopped would wait for the timeout of its
-process group, which is half an hour: it must be longer than any batch. So each rank has a thread that
-counts up a number in the store by which the ranks found one another, whatever its other threads compute
-meanwhile, and looks at the numbers of the others.
+A rank in a collective operation would wait for a stopped one until the timeout of its process group,
+half an hour, which must be longer than any batch. So each rank has a thread that counts up a number in
+the store through which the ranks found each other, whatever its other threads compute, and checks the
+numbers of the others.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ from trakstore.features.sharding.lockstep import RankGoneError
 __all__ = ["Heartbeats", "telling_failures", "watched_ranks"]
 
 _BEAT = 5.0  # seconds
-# A rank counts as lost after so many seconds. A thread waits for Python's lock while another one reads
-# a large pickle, for one, but hardly so long.
+# Seconds without a sign after which a rank counts as lost. A thread may wait for Python's lock, as
+# while another one reads a large pickle, but hardly so long.
 _SILENT = 30.0
-# Seconds in which ranks end by themselves once one of them has failed.
+# Seconds that ranks have to end by themselves after one of them failed.
 _GRACE = 10.0
 _OVER = b"over"
 _AGAIN = "what was committed is kept; run again, with any number of ranks"
 
 
 class Heartbeats:
-    """Notes that ranks leave one another in a store: that they are alive, and why they failed.
+    """Notes of ranks to each other in a store: that they are alive, and why they failed.
 
     Parameters
     ----------
     store : torch.distributed.Store
-        Operations wait for those of other threads on the same connection, so it has one of its own.
+        Store with a connection of its own, since operations wait for those of other threads on the same
+        one.
     rank, ranks : int
     """
 
     def __init__(self, store: Any, rank: int, ranks: int) -> None:
         self._store, self._rank = store, rank
-        # Each looks after the next, and tells all: many ranks would keep the store busy otherwise. Of
-        # those that are stopped there is always one behind a rank that is not.
+        # Each rank watches the next one, and tells all: if all watched all, many ranks would keep the
+        # store busy. Some stopped rank always comes after one that is not stopped.
         self._next = (rank + 1) % ranks
         self._beats = 0
-        # The next one's last sign, and when it was new here: clocks of machines are not compared.
+        # Last sign of the next rank, and the local time of its arrival: clocks of machines are not
+        # compared.
         self._seen: tuple[bytes, float] | None = None
         self._talked = 0.0  # when this rank heard of the others last
         self._failure: str | None = None
@@ -88,14 +90,14 @@ class Heartbeats:
             self._store.set("failure", message)
 
     def failure(self) -> str | None:
-        """Return what was told of a rank that failed or is lost, if one is."""
+        """Return the message about a rank that failed or is lost, if there is one."""
         told = self._get("failure")
         return None if told is None else told.decode()
 
     def silence(self, now: float) -> str | None:
-        """Say that the next rank gave no sign of life for long, if so, and tell the others.
+        """Return a message if the next rank gave no sign of life for long, and tell the others.
 
-        It is not expected to before its first one.
+        Before its first sign, none is expected.
         """
         sign = self._get(f"beat/{self._next}")
         if sign is None or sign == _OVER:
@@ -109,11 +111,11 @@ class Heartbeats:
         return message
 
     def _get(self, key: str) -> bytes | None:
-        # To get a value that is not there would wait for it.
+        # Getting a missing value would wait for it.
         return bytes(self._store.get(key)) if self._store.check([key]) else None
 
     def talk(self, done: Event) -> None:
-        """Give signs of life, and look for those of the others, until this rank is done."""
+        """Give signs of life, and check those of the others, until this rank is done."""
         try:
             while not done.wait(_BEAT):
                 self.beat()
@@ -124,16 +126,16 @@ class Heartbeats:
             self._failure = f"the first rank of the sharded model is gone; {_AGAIN}"
 
     def watch(self, done: Event, lost: Callable[[str], None]) -> None:
-        """Wait until this rank is done, or must end since another one failed or is lost.
+        """Wait until this rank is done, or must end because another one failed or is lost.
 
-        Another thread talks: where the store is that of a stopped rank, it waits for ever.
+        A separate thread talks to the store, since it waits for ever if a stopped rank hosts the store.
         """
         self._talked = monotonic()
         while not done.wait(_BEAT):
             silence, silent = self._silence, monotonic() - self._talked
             if silence is None and silent > _SILENT:
                 silence = _silence("the first rank", silent)
-            # A rank that is told of a failure in the ordinary way cleans up after itself.
+            # A rank that learns of a failure in the ordinary way cleans up by itself.
             message = silence or (
                 None if done.wait(_GRACE if self._failure else 0) else self._failure
             )
@@ -144,10 +146,10 @@ class Heartbeats:
 
 @contextmanager
 def telling_failures() -> Iterator[None]:
-    """Tell the other ranks of an error, and raise theirs where this one was only left behind.
+    """Tell the other ranks of an error, and raise theirs if this rank was only left behind.
 
-    A rank that waits in an operation with another when that fails is told that a connection was
-    closed; the error that counts is the other's.
+    If a rank fails, others that wait for it in an operation only learn that a connection was closed:
+    the error that counts is the failed rank's.
 
     Raises
     ------
@@ -176,8 +178,8 @@ def watched_ranks(lost: Callable[[str], None]) -> Iterator[None]:
     Parameters
     ----------
     lost : callable
-        Is given a message when another rank is lost, or failed and this one did not end with it. It has
-        to end the process: the thread that waits for the lost rank cannot be reached.
+        Called with a message when another rank is lost, or failed and this one did not end. It must end
+        the process, since the thread that waits for the lost rank cannot be reached.
     """
     hearts, done = Heartbeats.of_launched(), Event()
     hearts.beat()

@@ -1,11 +1,11 @@
 """Passes that the ranks of one model begin together.
 
-A forward or backward pass of a model that FSDP2 shards is a row of collective operations: the weights
-of each module are gathered from all ranks where the pass comes to it. Ranks have other blocks, and with
-them other numbers of batches, checks and repeats. So before each pass all ranks say what they would do
-next, and go through one kind of pass together: a rank that has another one to do, or nothing, gathers
-the weights and lets go of them. A pass that stops on the way, or leaves modules out, makes up for what
-it did not gather. Whatever happens on a rank, all do the same collective operations in the same order.
+A forward or backward pass of a model that FSDP2 shards is a sequence of collective operations: when the
+pass reaches a module, its weights are gathered from all ranks. Ranks have different blocks, and so
+different numbers of batches, checks and repeats. So before each pass all ranks say what they would do
+next, and make one kind of pass together; a rank with another pass to do, or none, gathers the weights
+and drops them. A pass that stops early, or leaves modules out, gathers the rest afterwards. Whatever
+happens on a rank, all ranks do the same collective operations in the same order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Lockstep", "RankGoneError"]
 
 T = TypeVar("T")
 
-# Seconds that a rank which failed waits for the others to come and hear of it.
+# Seconds that a failed rank waits for the others to learn of its error.
 _PATIENCE = 20
 _NOT_ALIKE = "the ranks of the sharded model do not go through it alike"
 
@@ -40,7 +40,7 @@ class RankGoneError(TrakStoreError):
 
 
 class Step(IntEnum):
-    """Steps that a rank may want to take next; of several, all ranks take the highest."""
+    """Steps that a rank may want to take next; all ranks take the highest of theirs."""
 
     NOTHING = 0
     FORWARD = 1
@@ -67,7 +67,7 @@ class Lockstep:
         # Units in the order in which a pass gathers them, known after the first pass of each kind.
         self._orders: dict[Step, list[Unit]] = {}
         self._met: list[Unit] = []
-        # Error of another rank, which is the answer to all that is asked from then on.
+        # Error of another rank, which is raised by every later call.
         self._lost: TrakStoreError | None = None
 
     @contextmanager
@@ -94,7 +94,7 @@ class Lockstep:
             self._take_part(step)
 
     def agreed(self, ask: Callable[[], T]) -> T:
-        """Return what the first rank is told; all ranks ask at once."""
+        """Return the first rank's answer; all ranks call this together."""
         self._close()
         if self._vote(Step.AGREEMENT) != Step.AGREEMENT:
             raise TrakStoreError(_NOT_ALIKE)
@@ -125,7 +125,7 @@ class Lockstep:
         return dist.get_rank(self._group) == 0
 
     def _vote(self, step: Step) -> Step:
-        """Say what this rank would do next, and return what all do; raise what another rank raised."""
+        """Vote for the next step, and return the common one; raise the error of another rank."""
         if self._lost is not None:
             raise self._lost
         chosen = torch.tensor([int(step)])
@@ -182,7 +182,7 @@ class Lockstep:
             yield
 
     def _prefetching(self, module: Any) -> Iterator[Callable[[], None]]:
-        """Turn off what FSDP gathers before its turn, which not every pass would use."""
+        """Turn off FSDP's gathering in advance, which not every pass would use."""
         if not hasattr(module, "set_modules_to_backward_prefetch"):
             return
         state = module._get_fsdp_state()
@@ -241,7 +241,7 @@ class Lockstep:
         self._met.append(unit)
 
     def _take_part(self, step: Step) -> None:
-        # A pass that this rank never began has no order here; an agreement has none at all.
+        # A kind of pass that this rank never made has no order here; an agreement never has one.
         if step not in self._orders:
             raise TrakStoreError(_NOT_ALIKE)
         for unit in self._orders[step]:

@@ -73,7 +73,7 @@ class Sharding:
         return {name: span for name, span in spans.items() if span is not None}
 
     def counts(self, name: str) -> bool:
-        """Tell whether this rank counts what the ranks of its samples compute alike of a parameter."""
+        """Tell whether this rank adds a gradient that all ranks of its samples have whole."""
         return self.tensors is None or self.tensors.counts(name)
 
     def total(self, parts: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Sharding:
         return parts
 
     def same(self, value: T) -> T:
-        """Return what the first of the ranks that compute the same samples has."""
+        """Return the value of the first rank among those that compute the same samples."""
         if self.tensors is None:
             return value
         given: list[Any] = [value]
@@ -93,7 +93,7 @@ class Sharding:
         return first
 
     def of_same_samples(self, value: T) -> list[T]:
-        """Return what each of the ranks that compute the same samples has."""
+        """Return the values of all ranks that compute the same samples."""
         if self.tensors is None:
             return [value]
         values: list[Any] = [None] * self.tensors.size
@@ -112,7 +112,7 @@ class Sharding:
             yield
 
     def agreed(self, ask: Callable[[], T]) -> T:
-        """Return one answer to all ranks of the group: that of the first."""
+        """Return the answer of the first rank to all ranks of the group."""
         return ask() if self.lockstep is None else self.lockstep.agreed(ask)
 
     def meet(self) -> None:

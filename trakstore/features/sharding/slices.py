@@ -1,8 +1,8 @@
 """Parts of parameters that ranks hold under tensor parallel, and which rank counts what.
 
 A sketch is linear: each rank adds its rows or columns of a weight's gradient at their true places, and
-the sum over the ranks is the whole. What all of them compute alike is counted by one of them, which a
-parameter's name chooses, so that this work is shared, too.
+the sum over the ranks is the whole. A gradient that all of them compute alike is added by one rank,
+chosen by the parameter's name, so that this work is shared too.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def started_ranks(device: torch.device, tp: int = 1) -> Iterator[Any]:
 def free_at_once() -> None:
     """Have the C library return large blocks as they are freed, for the rest of the process.
 
-    glibc keeps them for later ones, in which gathered weights of other sizes find no place: memory of a
-    rank would grow to that of the whole model. Other libraries have no such setting.
+    glibc keeps freed blocks for later use, but gathered weights of other sizes do not fit into them:
+    the memory of a rank would grow to that of the whole model. Other libraries have no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
