@@ -182,7 +182,7 @@ class SplitSpec:
         >>> worse.nonce == spec.withdrawn("engine").nonce, worse.withdrawn("padding").doubted
         (True, 'engine')
         >>> spec.nonces_before, worse.nonces_before
-        ((), (5, 4042322160))
+        ((), (5, 4042322165))
         """
         if doubt not in _DOUBTS[_DOUBTS.index(self.doubted) + 1 :]:
             return self
