@@ -260,7 +260,7 @@ def blocks(small: bool, rounds: int) -> None:
                 stack.enter_context(evaluated(work.model, work.device))
                 task = SplitTask.prepare(job, where, 0, "train", work.device)
                 if check == "none":
-                    vars(task.rows)["_checked"] = lambda *_: True
+                    vars(task.rows)["_right"] = lambda *_, **__: True
                 runs[check] = partial(task.rows.columns, 0, rows), rows
             seconds = compared(runs, rounds)
         some, every = (seconds[check] / seconds["none"] for check in ("some", "all"))

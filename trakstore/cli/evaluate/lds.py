@@ -55,6 +55,8 @@ def lds(
     requests = {one: replace(asked, method=one) for one in methods}
     trains = None if trainer is None else load_trainer(trainer)
     with asked.workplace():
+        if trains is None:
+            retrained_models(asked.opened, models)  # before kernels are computed and kept
         # Scores are made, and all splits checked, before hours of training.
         matrices: dict[str, Any] = {one: request.scores() for one, request in requests.items()}
         matrices |= {one: _whole(open_scores(asked.opened, one), one) for one in scores or ()}
