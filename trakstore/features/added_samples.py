@@ -10,11 +10,13 @@ from dataclasses import replace
 
 from trakstore.errors import NumericsError, TrakStoreError
 from trakstore.features.block_rows import Columns, RowComputer
+from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.token_samples import TokenSamples
 from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage.growth import append_rows, withdraw_rows
+from trakstore.storage.split import Split
 from trakstore.storage.store import FeatureStore
 
 __all__ = ["append_samples"]
@@ -34,6 +36,7 @@ def append_samples(
     rows: RowComputer,
     samples: SplitSamples | TokenSamples,
     blame: Callable[[range], AbstractContextManager[None]],
+    sharding: Sharding = WHOLE,
 ) -> Featurized:
     """Add the samples that the data set has more than the store, if the others are the same.
 
@@ -53,6 +56,8 @@ def append_samples(
         All samples, those that are stored first.
     blame : callable
         ``blame(rows)`` gives a context whose errors name the sample that they come from.
+    sharding : Sharding
+        Ranks that share the model: those of the first samples compute the rows, and one writes them.
 
     Returns
     -------
@@ -65,6 +70,7 @@ def append_samples(
     SpecMismatchError
         When the stored rows are of other samples, or were made otherwise.
     """
+    sharding.meet()  # so that no rank opens the split when another one has added the samples
     if split not in store.splits_of(epoch):
         return Featurized(0, 0, 0.0)
     old = store.split(epoch, split)
@@ -87,10 +93,14 @@ def append_samples(
             raise _DoubtError(f"rows {start} to {stop - 1} were wrong")
         return made
 
+    if sharding.number:
+        sharding.finish()  # with the passes that the first ranks need it for
+        return Featurized(0, 0, time.monotonic() - began)
     if old.spec.doubted:
         rows.distrust(old.spec.doubted)
     try:
-        grown = append_rows(old, more, columns, dataset=wanted.dataset)
+        add = append_rows if sharding.writes else _follow_append
+        grown = add(old, more, columns, dataset=wanted.dataset)
     except NumericsError as error:
         if not rows.doubted:
             raise
@@ -108,11 +118,27 @@ def append_samples(
             "without padding" if rows.doubted == "padding" else "by the generic engine",
         )
         longer = replace(old.spec, rows=wanted.rows, dataset=wanted.dataset)
-        withdraw_rows(old, rows.doubted, longer)
+        if sharding.writes:
+            withdraw_rows(old, rows.doubted, longer)
+        sharding.finish()
         seconds = time.monotonic() - began
         # All rows are blocks that are missing now.
         return Featurized(0, 0, seconds, spent=Spent(computing=seconds))
+    sharding.finish()  # the others open the split once it is longer
     blocks = grown.spec.blocks - count // grown.spec.block_rows
     seconds = time.monotonic() - began
     spent = Spent(computing=seconds)
+    if not sharding.writes:
+        return Featurized(0, 0, seconds, spent=spent)
     return Featurized(more, blocks, seconds, more * grown.row_bytes, spent)
+
+
+def _follow_append(
+    split: Split, rows: int, columns: Callable[[int, int], Columns], *, dataset: str | None
+) -> Split:
+    """Compute what another rank appends by :func:`append_rows`, which needs all of them."""
+    spec = replace(split.spec, rows=split.rows + rows, dataset=dataset, given=None)
+    for block in range(split.rows // split.spec.block_rows, spec.blocks):
+        start, stop = spec.block_range(block)
+        columns(max(start, split.rows), stop)
+    return replace(split, spec=spec)

@@ -69,9 +69,8 @@ class SplitTask:
     # What was added behind the rows of a split that was complete, before the first block.
     added: Featurized = field(default_factory=lambda: Featurized(0, 0, 0.0))
     rows_written: int = 0
-    rows_twice: int = (
-        0  # those that another worker committed or withdrew while they were computed here
-    )
+    # Those that another worker committed or withdrew while they were computed here.
+    rows_twice: int = 0
     spent: Spent = field(default_factory=Spent)
     _seconds: list[float] = field(default_factory=list)
     careful: bool = False  # whether every worker compares all rows, from the first block on
@@ -140,7 +139,7 @@ class SplitTask:
             added = Featurized(0, 0, 0.0)
             if job.append:
                 clock.lap("store")
-                added = append_samples(opened, epoch, split, wanted, rows, samples, blame)
+                added = append_samples(opened, epoch, split, wanted, rows, samples, blame, sharding)
                 watch.check(surely=True)
                 clock.leave_out()
             made = opened.create_split(epoch, split, wanted, batch_rows=rows.least_block)

@@ -1,6 +1,7 @@
 """Features of small language models by ranks that share them, one store for each way to share.
 
-Run by torchrun: ``ranks.py FOLDER WAY...``; a way is such as ``fsdp:Llama:sjlt``.
+Run by torchrun: ``ranks.py FOLDER WAY...``; a way is such as ``fsdp:Llama:sjlt``, or
+``+fsdp:Llama:sjlt`` where some samples are appended. Prints the rows that each rank wrote last.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from features.sharding.language_models import Gpt, Llama, Texts, made
 
 import trakstore as ts
-from trakstore.features import featurize
+from trakstore.features import Featurized, featurize
 from trakstore.features.sharding import shard_blocks
 
 KINDS = {"Llama": Llama, "Gpt": Gpt}
@@ -44,10 +45,12 @@ PROJECTIONS = {
 }
 
 
-def written(model: nn.Module, store: Path, projection: str, **more: Any) -> None:
-    featurize(
+def written(
+    model: nn.Module, store: Path, projection: str, texts: int = 11, **more: Any
+) -> Featurized:
+    return featurize(
         model,
-        Texts(11),
+        Texts(texts),
         store,
         output="causal_lm",
         projector=PROJECTIONS[projection],
@@ -110,9 +113,13 @@ def main(folder: str, *ways: str) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=50))
     for one in ways:
         way, kind, projection = one.split(":")
-        model = made(KINDS[kind])
-        shared(model, way)
-        written(model, Path(folder) / f"{way}.{kind}.{projection}.zarr", projection)
+        place = Path(folder) / f"{way}.{kind}.{projection}.zarr"
+        # Seven texts, and the others appended, where a way begins with a plus.
+        for texts in (7, 11) if way.startswith("+") else (11,):
+            model = made(KINDS[kind])
+            shared(model, way.removeprefix("+"))
+            done = written(model, place, projection, texts, append=texts > 7 and way[0] == "+")
+        print(done.rows, flush=True)
     dist.destroy_process_group()
 
 

@@ -57,6 +57,17 @@ def test_any_way_to_share_a_model_gives_the_features_of_one_process(
 
 
 @pytest.mark.slow
+def test_samples_are_appended_by_ranks_that_share_a_model(tmp_path: Path) -> None:
+    ways = ["+fsdp:Llama:sjlt", "+tp:Llama:sjlt"]
+    done = torchrun(2, "ranks.py", str(tmp_path), *ways)
+    assert done.returncode == 0, done.stderr
+    # One rank says for both what was added.
+    assert sorted(done.stdout.split()) == ["0", "0", "4", "4"]
+    same_features(tmp_path, ways)
+    assert all(ts.verify_store(tmp_path / f"{one.replace(':', '.')}.zarr").ok for one in ways)
+
+
+@pytest.mark.slow
 def test_ranks_send_a_row_of_features_for_each_sample_and_no_more() -> None:
     done = torchrun(2, "traffic.py", "fsdp", "tp")
     assert done.returncode == 0, done.stderr
