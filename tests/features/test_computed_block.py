@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,18 @@ def written(model: nn.Module, samples: Any, path: Path, output: Any, **options: 
     return ts.open_store(path)
 
 
+def by_name(samples: Texts, collate: Pad) -> Callable[[list[int]], dict[str, Tensor]]:
+    """Return a collator that reads the samples, of which the data set has the numbers alone."""
+    return lambda names: collate([samples[name] for name in names])
+
+
+def short_where_no_row_is_drawn() -> Texts:
+    """Texts whose short ones are not compared in the first three blocks, and one is in the fourth."""
+    drawn = [int(checked_rows(start, start + SIZE, SIZE)[0]) for start in range(0, ROWS, SIZE)]
+    missed = {row for row in range(2, 3 * SIZE) if row not in drawn}
+    return Texts({*list(missed)[::5], drawn[3]})
+
+
 def assert_rows(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
     apart = np.linalg.norm(got - wanted, axis=1) > 1e-4 * np.linalg.norm(wanted, axis=1)
     assert not apart.any(), np.flatnonzero(apart)
@@ -81,24 +94,23 @@ def test_every_row_is_read_alone_where_sizes_say_nothing_of_padding(tmp_path: Pa
     """Where a data set gives names of files, and a collator reads them."""
     model, samples, collate = Placed(), Texts(), Pad("left")
 
-    def read(names: list[int]) -> dict[str, Tensor]:
-        return collate([samples[name] for name in names])
-
-    store = written(model, range(ROWS), tmp_path / "s.zarr", CausalLM(), collate=read, check="all")
+    store = written(
+        model,
+        range(ROWS),
+        tmp_path / "s.zarr",
+        CausalLM(),
+        collate=by_name(samples, collate),
+        check="all",
+    )
     assert_rows(store.features(0, "train").values, alone(model, samples, CausalLM(), collate))
 
 
 def test_blocks_before_are_written_again(tmp_path: Path) -> None:
     """Where sizes say nothing, a row of a block is drawn, and padding of others is not seen."""
-    drawn = [int(checked_rows(start, start + SIZE, SIZE)[0]) for start in range(0, ROWS, SIZE)]
-    missed = {row for row in range(2, 3 * SIZE) if row not in drawn}
-    samples = Texts({*list(missed)[::5], drawn[3]})
+    samples = short_where_no_row_is_drawn()
     model, collate = Placed(), Pad("left")
 
-    def read(names: list[int]) -> dict[str, Tensor]:
-        return collate([samples[name] for name in names])
-
-    options = {"collate": read, "block_rows": SIZE}
+    options = {"collate": by_name(samples, collate), "block_rows": SIZE}
     store = written(model, range(ROWS), tmp_path / "s.zarr", CausalLM(), **options)
     assert_rows(store.features(0, "train").values, alone(model, samples, CausalLM(), collate))
 
@@ -106,15 +118,10 @@ def test_blocks_before_are_written_again(tmp_path: Path) -> None:
 def test_blocks_of_a_run_that_was_stopped_are_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = [int(checked_rows(start, start + SIZE, SIZE)[0]) for start in range(0, ROWS, SIZE)]
-    missed = {row for row in range(2, 3 * SIZE) if row not in drawn}
-    samples = Texts({*list(missed)[::5], drawn[3]})
+    samples = short_where_no_row_is_drawn()
     model, collate = Placed(), Pad("left")
 
-    def read(names: list[int]) -> dict[str, Tensor]:
-        return collate([samples[name] for name in names])
-
-    options, where = {"collate": read, "block_rows": SIZE}, tmp_path / "s.zarr"
+    options, where = {"collate": by_name(samples, collate), "block_rows": SIZE}, tmp_path / "s.zarr"
     whole = written(model, range(ROWS), tmp_path / "w.zarr", CausalLM(), **options)
     with stopped_after(2, monkeypatch):
         written(model, range(ROWS), where, CausalLM(), **options)

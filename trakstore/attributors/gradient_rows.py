@@ -104,6 +104,7 @@ class GradientRows:
             if not bool(gradients.isfinite().all()):
                 raise NumericsError(f"{self.where}: gradients of rows {rows[0]}.. are not finite")
             if len(parts) > 1:
+                # Batches of one shape have the rows in another order: back to that of the tile.
                 read = np.concatenate([one.rows for one in parts])
                 gradients = gradients[torch.from_numpy(read.argsort()[rows.argsort().argsort()])]
             yield slice(start, stop), gradients

@@ -14,6 +14,7 @@ from trakstore.features.sharding import WHOLE, Sharding
 from trakstore.features.spent import Featurized, Spent
 from trakstore.features.split_samples import SplitSamples
 from trakstore.features.token_samples import TokenSamples
+from trakstore.features.wording import made_anew
 from trakstore.spec import SplitSpec, check_equal
 from trakstore.storage.growth import append_rows, withdraw_rows
 from trakstore.storage.split import Split
@@ -115,7 +116,7 @@ def append_samples(
             "%s at epoch %s: the %d rows that are stored may be wrong where they were not compared: "
             "all are withdrawn, and made anew with those that are appended, %s",
             *(split, epoch, count),
-            "without padding" if rows.doubted == "padding" else "by the generic engine",
+            made_anew(rows.doubted),
         )
         longer = replace(old.spec, rows=wanted.rows, dataset=wanted.dataset)
         if sharding.writes:

@@ -35,6 +35,7 @@ from trakstore.features.streamed import Streamed
 from trakstore.features.token_samples import samples_of
 from trakstore.features.wanted_spec import output_on, wanted_spec
 from trakstore.features.watch import WeightWatch, blaming_changes
+from trakstore.features.wording import made_anew
 from trakstore.spec import Doubt, Settings, SplitSpec, check_equal
 from trakstore.storage import layout
 from trakstore.storage.backends.location import Where
@@ -222,7 +223,7 @@ class SplitTask:
                 "%s at epoch %s: blocks may be wrong in rows that were not compared: all %d that are "
                 "written are withdrawn, and made anew %s",
                 *(split.name, split.epoch, written),
-                "without padding" if doubt == "padding" else "by the generic engine",
+                made_anew(doubt),
             )
         return withdraw_rows(split, doubt).spec.doubted if self.sharding.writes else doubt
 

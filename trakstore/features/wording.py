@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["first_line", "first_sentence", "listed"]
+__all__ = ["first_line", "first_sentence", "listed", "made_anew"]
 
 
 def first_line(error: Exception) -> str:
@@ -40,3 +40,14 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     ('a, b', 'a, b, ...')
     """
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def made_anew(doubt: str) -> str:
+    """Say how rows are made anew that were doubted for padding, or for an engine.
+
+    Examples
+    --------
+    >>> made_anew("padding"), made_anew("engine")
+    ('without padding', 'by the generic engine')
+    """
+    return "without padding" if doubt == "padding" else "by the generic engine"

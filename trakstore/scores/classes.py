@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +17,36 @@ _PIECE = 2**16  # rows whose ids or labels are in memory at once
 _VALUE_BYTES = 160  # of an id or label, as stored, as Python's own and in a set
 
 
-class Classes(NamedTuple):
-    """Classes of n rows.
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Rows in groups.
 
     Attributes
     ----------
     of : ndarray of int32, shape (n,)
-        The class of each row; -1 for rows that were left out.
-    labels : ndarray, shape (classes,)
-        Their labels, sorted.
-    counts : ndarray of int64, shape (classes,)
+        The group of each row; -1 for rows that are in none.
+    counts : tuple of int
+        Rows of each group.
+    labels : ndarray, shape (groups,)
+        Their names, sorted.
     """
 
     of: NDArray[np.int32]
+    counts: tuple[int, ...]
     labels: NDArray[Any]
-    counts: NDArray[np.int64]
+
+    def reach(self, start: int, stop: int) -> bool:
+        """Tell whether a group has rows in start..stop."""
+        return bool((self.of[start:stop] >= 0).any())
+
+    def within(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """Return the groups with rows in start..stop, and these rows counted from ``start``."""
+        here = self.of[start:stop]
+        return [(int(one), np.flatnonzero(here == one)) for one in np.unique(here) if one >= 0]
 
 
-def classes_of(column: Rows, wanted: NDArray[np.bool_] | None = None) -> Classes:
-    """Return the classes of the rows that are wanted, by default of all, from a column of labels."""
+def classes_of(column: Rows, wanted: NDArray[np.bool_] | None = None) -> Groups:
+    """Return a group for each label of the rows that are wanted, by default of all."""
     rows = column.shape[0]
     wanted = np.broadcast_to(True, rows) if wanted is None else wanted
     of, own = np.full(rows, -1, np.int32), list[NDArray[Any]]()
@@ -46,7 +58,7 @@ def classes_of(column: Rows, wanted: NDArray[np.bool_] | None = None) -> Classes
         chosen = np.flatnonzero(wanted[low : low + len(labels)])
         of[low + chosen] = at = np.searchsorted(names, labels[chosen])
         counts += np.bincount(at, minlength=len(names))
-    return Classes(of, names, counts)
+    return Groups(of, tuple(counts.tolist()), names)
 
 
 def pieces(column: Rows) -> Iterator[tuple[int, NDArray[Any]]]:

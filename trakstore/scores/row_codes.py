@@ -101,10 +101,7 @@ def _round(
     """Find the step of each row, NaN for one that is not finite, and round its columns and shares."""
     for i in range(rows.shape[0]):
         steps[i] = _step_of(rows[i], apart[i])
-        # Steps of denormal numbers have no inverse.
-        inverse = np.float32(1) / steps[i] if steps[i] > np.float32(1e-37) else np.float32(0)
-        if inverse == 0 and not np.isnan(steps[i]):
-            steps[i] = 0
+        inverse = np.float32(1) / steps[i] if steps[i] > 0 else np.float32(0)
         for j in range(apart.shape[1]):
             shares[i, j] = np.int16(np.rint(apart[i, j] * inverse))
         _round_row(levels[i], rows[i], inverse)
@@ -120,7 +117,9 @@ def _step_of(row: F32, apart: F32) -> np.float32:  # pragma: no cover
     if not np.isfinite(squares):
         return np.float32(np.nan)
     # Of a row that is all in the directions apart, the shares must fit.
-    return max(np.float32(_STEP * np.sqrt(squares / len(row))), most / np.float32(_MOST_STEPS))
+    step = max(np.float32(_STEP * np.sqrt(squares / len(row))), most / np.float32(_MOST_STEPS))
+    # Steps of denormal numbers have no inverse.
+    return step if step > np.float32(1e-37) else np.float32(0)
 
 
 @compiled_for_all

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,38 +10,10 @@ from numpy.typing import NDArray
 
 from trakstore.errors import NotFoundError, TrakStoreError
 from trakstore.passes.rows import Rows
-from trakstore.scores.classes import classes_of, pieces
+from trakstore.scores.classes import Groups, classes_of, pieces
 from trakstore.scores.factored import Scores
 
 Where: TypeAlias = NDArray[np.bool_] | Sequence[bool] | Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """Train rows divided into groups.
-
-    Attributes
-    ----------
-    of : ndarray of int32, shape (n,)
-        Group of each row; -1 for rows that no list may name.
-    counts : tuple of int
-        Rows of each group.
-    labels : ndarray, shape (groups,)
-        Names of the groups.
-    """
-
-    of: NDArray[np.int32]
-    counts: tuple[int, ...]
-    labels: NDArray[Any]
-
-    def reach(self, start: int, stop: int) -> bool:
-        """Tell whether a group has rows in start..stop."""
-        return bool((self.of[start:stop] >= 0).any())
-
-    def within(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """Return the groups with rows in start..stop, and these rows counted from ``start``."""
-        here = self.of[start:stop]
-        return [(int(one), np.flatnonzero(here == one)) for one in np.unique(here) if one >= 0]
 
 
 def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Groups | None:
@@ -64,8 +35,7 @@ def train_groups(scores: Scores, where: Where, *, per_class: bool = False) -> Gr
         of -= 1
         return Groups(of, (int(np.count_nonzero(wanted)),), np.zeros(1, dtype=np.int64))
     # Only labels of rows that are wanted have a list.
-    of, labels, counts = classes_of(_labels(scores), wanted)
-    return Groups(of, tuple(counts.tolist()), labels)
+    return classes_of(_labels(scores), wanted)
 
 
 def _wanted(scores: Scores, where: Where) -> NDArray[np.bool_]:

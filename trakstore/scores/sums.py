@@ -16,7 +16,7 @@ from trakstore.passes.one_pass import Pass
 from trakstore.passes.rows import ArrayRows, Rows
 from trakstore.passes.scheduler import WAITING, tile_rows
 from trakstore.quantities import is_one_of
-from trakstore.scores.classes import Classes, classes_of, need_class_memory
+from trakstore.scores.classes import Groups, classes_of, need_class_memory
 from trakstore.scores.factored import Scores
 from trakstore.scores.needed import need_scores
 
@@ -112,7 +112,7 @@ def group_scores(
     return scores
 
 
-def _groups(scores: Scores, given: Grouping, side: str, memory_limit: int | str | None) -> Classes:
+def _groups(scores: Scores, given: Grouping, side: str, memory_limit: int | str | None) -> Groups:
     count = scores.shape[0 if side == "targets" else 1]
     if isinstance(given, str):
         labels = scores.target_labels if side == "targets" else scores.train_labels
@@ -132,11 +132,11 @@ def _groups(scores: Scores, given: Grouping, side: str, memory_limit: int | str 
             f"{side}= has shape {groups.shape}, needed a group for each of {count}"
         )
     names, of, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return Classes(of.astype(np.int32), names, counts)
+    return Groups(of.astype(np.int32), tuple(counts.tolist()), names)
 
 
 def _sum_rows(
-    rows: Rows, scale: Rows | None, groups: Classes, how: How, memory_limit: int | str | None
+    rows: Rows, scale: Rows | None, groups: Groups, how: How, memory_limit: int | str | None
 ) -> ArrayRows:
     """Compute Σ scaleᵢ·rowᵢ over the rows of each group, or their mean; (groups, k), float64."""
     step, count = tile_rows(rows), len(groups.labels)
@@ -149,7 +149,7 @@ def _sum_rows(
     total = _SumPass(step, rows, scale, groups.of, count).run(rows.shape[0], workers=workers)
     if not np.isfinite(total).all():
         raise NumericsError("features or scales hold NaN or inf: featurize them again")
-    return ArrayRows(total / groups.counts[:, None] if how == "mean" else total)
+    return ArrayRows(total / np.array(groups.counts)[:, None] if how == "mean" else total)
 
 
 @dataclass(frozen=True, eq=False)

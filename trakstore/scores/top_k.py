@@ -20,7 +20,7 @@ from trakstore.passes.one_pass import Tiles
 from trakstore.passes.rows import ArrayRows, Rows, TakenRows, taken_rows, together
 from trakstore.passes.scheduler import WAITING, merged_in_pairs
 from trakstore.quantities import as_flag, as_whole, is_one_of
-from trakstore.scores.classes import need_class_memory
+from trakstore.scores.classes import Groups, need_class_memory
 from trakstore.scores.factored import Scores
 from trakstore.scores.needed import need_scores, need_some_scores
 from trakstore.scores.running_lists import (
@@ -34,7 +34,7 @@ from trakstore.scores.running_lists import (
     merge,
     select_bytes,
 )
-from trakstore.scores.selection import Groups, Where, train_groups
+from trakstore.scores.selection import Where, train_groups
 from trakstore.scores.streaming import WindowPass, each_window
 from trakstore.scores.window_plans import ScoreSizes, WindowPlan, plan_windows
 

@@ -14,7 +14,7 @@ import pytest
 from trakstore.storage.backends.mapped import _pages, mapped, maps_files, unmapped
 
 SIZE = 3 * 2**20 + 5
-pytestmark = pytest.mark.skipif(not maps_files, reason="this system maps no files so")
+pytestmark = pytest.mark.skipif(not maps_files, reason="needs Linux, as CI has")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def place(path):
     """Return the address of a mapped file, which others may not change."""
     place, file = place_of(path)
     if place == 0:
-        pytest.skip("this system is older than Linux 5.14, or gives no lease of a file here")
+        pytest.skip("needs Linux 5.14 or later and leases of files, as CI has")
     yield place
     unmapped(place, SIZE, file)
 
